@@ -1,0 +1,24 @@
+"""Token partitions and attention inside token groups. No Flax."""
+
+from ge2mst_jax.grouping.attention import (
+    attention_synops,
+    group_attention,
+    gw_attention,
+    keys_first,
+    share_heads,
+    ssa,
+)
+from ge2mst_jax.grouping.partition import PARTITIONS, Scale, partition, unpartition
+
+__all__ = [
+    "PARTITIONS",
+    "Scale",
+    "attention_synops",
+    "group_attention",
+    "gw_attention",
+    "keys_first",
+    "partition",
+    "share_heads",
+    "ssa",
+    "unpartition",
+]
