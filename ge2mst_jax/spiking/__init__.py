@@ -5,6 +5,7 @@ from ge2mst_jax.spiking.neurons import (
     ExpGParams,
     ExpGState,
     LIFParams,
+    align,
     charge_step,
     expg_charge,
     expg_fire,
@@ -27,11 +28,12 @@ from ge2mst_jax.spiking.twins import (
 )
 
 __all__ = [
+    "SURROGATES",
     "ExpGParams",
     "ExpGState",
     "LIFParams",
-    "SURROGATES",
     "SpikeCode",
+    "align",
     "charge_step",
     "expg_charge",
     "expg_fire",

@@ -120,20 +120,20 @@ def expg_fire(current, threshold, code: SpikeCode):
     """
     current = jnp.asarray(current)
     threshold = jnp.asarray(threshold, current.dtype)
-    membrane = current + broadcast_threshold(threshold / 2, current)
-    params = ExpGParams(broadcast_threshold(threshold, current), code.cap)
-    starts = jnp.arange(code.num_steps) % code.steps_per_group == 0
+    membrane = current + align(threshold / 2, current)
+    params = ExpGParams(align(threshold, current), code.cap)
+    starts = jnp.asarray([t % code.steps_per_group == 0 for t in range(code.num_steps)])
     weights = jnp.asarray(code.step_weights, current.dtype)
     return scan_time(fire_step, params, ExpGState(membrane, jnp.zeros_like(membrane)), (weights, starts))[1]
 
 
-def broadcast_threshold(threshold, current):
-    """Views a threshold over the last axes of a current, rank for rank.
+def align(x, like):
+    """Views `x` over the last axes of `like`, rank for rank: broadcasting that says what it means.
 
-    >>> broadcast_threshold(jnp.ones(3), jnp.ones((2, 4, 3))).shape
+    >>> align(jnp.ones(3), jnp.ones((2, 4, 3))).shape
     (1, 1, 3)
     """
-    return threshold.reshape((1,) * (current.ndim - threshold.ndim) + threshold.shape)
+    return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
 class LIFParams(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ge2mst_jax.spiking.codes import SpikeCode
-from ge2mst_jax.spiking.neurons import broadcast_threshold
+from ge2mst_jax.spiking.neurons import align
 
 
 def project(levels, code: SpikeCode):
@@ -26,7 +26,7 @@ def project(levels, code: SpikeCode):
 
 
 def _staircase(current, threshold, code):
-    theta = broadcast_threshold(threshold, current)
+    theta = align(threshold, current)
     return project(jnp.clip(jnp.floor(current / theta + 0.5), 0, code.max_level), code)
 
 
@@ -50,7 +50,7 @@ def _twin(threshold_slope):
 
     def backward(code, residuals, gradient):
         current, threshold = residuals
-        theta = broadcast_threshold(threshold, current)
+        theta = align(threshold, current)
         inside = (current >= 0) & (current <= theta * code.max_level)
         # ∂n/∂I = 1/θ: the value θn follows the current one to one.
         to_current = jnp.where(inside, gradient / theta, 0)
@@ -137,7 +137,7 @@ def _spike_count_forward(current, threshold, code):
 
 def _spike_count_backward(code, residuals, gradient):
     current, threshold = residuals
-    theta = broadcast_threshold(threshold, current)
+    theta = align(threshold, current)
     level = current / theta
     counts = jnp.asarray(code.spike_counts, current.dtype)
     slopes = jnp.append(counts[1:] - counts[:-1], 0)
@@ -181,7 +181,7 @@ def ladder_levels(current, threshold, code: SpikeCode):
     Array([0., 1., 2., 6.], dtype=float32)
     """
     current = jnp.asarray(current)
-    theta = broadcast_threshold(jnp.asarray(threshold, current.dtype), current)
+    theta = align(jnp.asarray(threshold, current.dtype), current)
     membrane = current + theta / 2
     levels = sum((membrane >= level * theta).astype(current.dtype) for level in range(1, code.max_level + 1))
     return project(levels, code)

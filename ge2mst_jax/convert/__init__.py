@@ -1,0 +1,29 @@
+"""Folding, rounding to fixed point, and the certificate."""
+
+from ge2mst_jax.convert.certificate import (
+    Certificate,
+    CertificateError,
+    LayerCertificate,
+    certify,
+    check_network,
+    compare_executions,
+)
+from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_images, deploy, digest_of, fold
+from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat
+
+__all__ = [
+    "Certificate",
+    "CertificateError",
+    "ConversionError",
+    "CurrentFormat",
+    "DeployedNet",
+    "LayerCertificate",
+    "accuracy",
+    "certify",
+    "check_images",
+    "check_network",
+    "compare_executions",
+    "deploy",
+    "digest_of",
+    "fold",
+]

@@ -1,0 +1,206 @@
+"""The certificate: the network is what `deploy` made, and its two executions are equal, spike by spike."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_images, digest_of, forward
+from ge2mst_jax.convert.fixed_point import SIGNIFICAND_BITS, current_bound, leaves, round_to, shared_currents
+from ge2mst_jax.nn import NeuronRecord, SynapseRecord
+
+
+class CertificateError(ValueError):
+    """A check of the certificate failed; the message names the first layer that failed it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCertificate:
+    """One neuron layer's part: what was compared, and its current's fixed-point format (none for the image)."""
+
+    name: str
+    code: str
+    neurons: int
+    spikes_compared: int
+    spikes_differing: int
+    levels_differing: int
+    fraction_bits: int | None
+    bound: float | None
+    headroom_bits: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What `certify` found; a certificate that exists has 0 spikes, levels and logits differing.
+
+    `accuracy` holds `training`, `dense` and `spiking`, and `change`, dense minus training, where labels were given.
+    """
+
+    images: int
+    spikes_compared: int
+    spikes_differing: int
+    levels_differing: int
+    logits_differing: int
+    digest: str
+    layers: tuple[LayerCertificate, ...]
+    head: dict
+    accuracy: dict | None = None
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def check_network(net: DeployedNet) -> None:
+    """Checks every number: finite, on its grid, thresholds positive and even, bounds below `2^(24-f)`, the digest.
+
+    Raises:
+        CertificateError: names the first layer that fails.
+    """
+    aux = net.layers
+    expected = {tuple(sorted(parts)) for parts, _ in shared_currents(aux)}
+    if expected != {tuple(sorted(f.parts)) for f in net.formats}:
+        raise CertificateError("the formats are not those of this network's currents")
+    for current in net.formats:
+        for name in dict.fromkeys((*current.parts, *current.readers)):
+            for key, array in leaves(net.params, name).items():
+                array, even = np.asarray(array), key == "threshold"
+                if not np.isfinite(array).all():
+                    raise CertificateError(f"{name}: {key} holds numbers that are not finite")
+                if not (round_to(array, current.fraction_bits, even) == array).all():
+                    grid = f"2^-{current.fraction_bits - even}"
+                    raise CertificateError(f"{name}: {key} holds numbers that are not multiples of {grid}")
+                if even and not (array > 0).all():
+                    raise CertificateError(f"{name}: a threshold is not positive")
+        bound = current_bound(current.parts, current.readers, aux, net.params)
+        if not bound < 2.0 ** (SIGNIFICAND_BITS - current.fraction_bits):
+            raise CertificateError(
+                f"{current.readers[0]}: its current can reach {bound:.6g}, "
+                f"not below 2^{SIGNIFICAND_BITS - current.fraction_bits}"
+            )
+    if digest_of(net.params, net.formats, net.image_shape) != net.digest:
+        raise CertificateError("the digest is not the one that deploy stored: an array or a format was changed")
+
+
+@functools.partial(jax.jit, static_argnames=("dense", "spiking"))
+def _differences(dense, spiking, dense_params, spiking_params, images):
+    """Per neuron layer `(spikes, levels)` differing, logits differing, and the sums of both executions."""
+    sums, expected = forward(dense, {"params": dense_params}, images)
+    other_sums, found = forward(spiking, {"params": spiking_params}, images)
+    counts = {}
+    for name, record in expected.items():
+        if isinstance(record, NeuronRecord):
+            other = found[name]
+            trains = record.code.encode(record.levels).astype(bool), other.train
+            counts[name] = (jnp.sum(trains[0] != trains[1]), jnp.sum(record.levels != other.levels))
+    return counts, jnp.sum(sums != other_sums), sums, other_sums
+
+
+def compare_executions(dense: DeployedNet, spiking: DeployedNet, images, batch_size: int = 64, progress=None):
+    """Runs `dense` densely and `spiking` as spikes (the same network, but in tests) and counts what differs.
+
+    Args:
+        dense, spiking: deployed networks of one definition.
+        images: `[N, H, W, C]`.
+        batch_size: images at a time.
+        progress: called with the number of images done, after each batch.
+
+    Returns:
+        `{layer: [spikes differing, levels differing]}`, logits that differ, and the certified sums of both.
+    """
+    check_images(images, dense.image_shape)
+    models = dense.executed("dense", "levels"), spiking.executed("spiking", "levels")
+    totals: dict[str, list[int]] = {}
+    logits, sums = 0, []
+    for start in range(0, len(images), batch_size):
+        batch = jnp.asarray(images[start : start + batch_size])
+        counts, differing, *both = jax.device_get(_differences(*models, dense.params, spiking.params, batch))
+        logits += int(differing)
+        sums.append(both)
+        for name, pair in counts.items():
+            total = totals.setdefault(name, [0, 0])
+            total[0] += int(pair[0])
+            total[1] += int(pair[1])
+        if progress is not None:
+            progress(min(start + batch_size, len(images)))
+    return totals, logits, tuple(np.concatenate(s) for s in zip(*sums, strict=True))
+
+
+def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progress=None) -> Certificate:
+    """Proves on real images that a deployed network's two executions are equal, spike by spike.
+
+    First checks the network itself (`check_network`), then runs `dense` and `spiking` on every image and compares every
+    neuron's spike train and level, and every logit.
+
+    Args:
+        net: from `deploy`.
+        images: `[N, H, W, C]`, uint8 or float in [0, 1]; at least one.
+        labels: `[N]` integers, for the three accuracies.
+        batch_size, progress: as in `compare_executions`.
+
+    Raises:
+        CertificateError: a check failed, with the first layer that differs; a failed certificate is never returned.
+        ValueError: no image, or images of another shape.
+
+    >>> from ge2mst_jax import create_model
+    >>> from ge2mst_jax.convert import deploy
+    >>> model = create_model("ge2mst_nano", stages=(("conv", 8, 1),))
+    >>> images = jnp.full((2, 8, 8, 1), 200, jnp.uint8)
+    >>> net = deploy(model, model.init(jax.random.key(0), images), (8, 8, 1))
+    >>> certify(net, images).spikes_differing
+    0
+    """
+    if len(images) == 0:
+        raise ValueError("no images: a certificate needs at least one")
+    check_network(net)
+    totals, logits, sums = compare_executions(net, net, images, batch_size, progress)
+    for name, (spikes, levels) in totals.items():
+        if spikes or levels:
+            raise CertificateError(
+                f"{name}: {spikes} spikes and {levels} levels differ between the dense and the spiking execution "
+                f"on {len(images)} images"
+            )
+    if logits:
+        raise CertificateError(f"head: {logits} logits differ between the executions on {len(images)} images")
+    aux = net.layers
+    formats = {reader: f for f in net.formats for reader in f.readers}
+    layers = []
+    for name, (spikes, levels) in totals.items():
+        record, current = aux[name], formats.get(name)
+        neurons = int(np.prod(record.shape))
+        layers.append(
+            LayerCertificate(
+                name,
+                str(record.code),
+                neurons,
+                neurons * record.code.num_steps * len(images),
+                spikes,
+                levels,
+                *((current.fraction_bits, current.bound, current.headroom_bits) if current else (None, None, None)),
+            )
+        )
+    head_name = next(n for n, r in aux.items() if isinstance(r, SynapseRecord) and r.role == "head")
+    head = formats[head_name]
+    return Certificate(
+        images=len(images),
+        spikes_compared=sum(layer.spikes_compared for layer in layers),
+        spikes_differing=sum(layer.spikes_differing for layer in layers),
+        levels_differing=sum(layer.levels_differing for layer in layers),
+        logits_differing=logits,
+        digest=net.digest,
+        layers=tuple(layers),
+        head={"fraction_bits": head.fraction_bits, "bound": head.bound, "headroom_bits": head.headroom_bits},
+        accuracy=None if labels is None else _accuracies(net, images, labels, sums, batch_size),
+    )
+
+
+def _accuracies(net, images, labels, sums, batch_size):
+    found = {"training": None, "dense": accuracy(sums[0], labels), "spiking": accuracy(sums[1], labels)}
+    if net.source is not None:
+        batches = range(0, len(images), batch_size)
+        logits = np.concatenate([net.training_logits(images[i : i + batch_size]) for i in batches])
+        found["training"] = accuracy(logits, labels)
+        found["change"] = found["dense"] - found["training"]
+    return found

@@ -1,0 +1,199 @@
+"""Deployment: fold BatchNorm and thresholds into weights, round to fixed point, refuse what cannot be converted."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat, choose_format, nest, shared_currents
+from ge2mst_jax.convert.products import network_products
+from ge2mst_jax.nn import SynapseRecord
+
+
+@functools.partial(jax.jit, static_argnames=("model", "train"))
+def forward(model: nn.Module, variables, images, train: bool = False):
+    """`model.apply`, compiled once per model and shape."""
+    return model.apply(variables, images, train=train)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeployedNet:
+    """A deployed network: fixed-point numbers, two executions, equal bit for bit.
+
+    Made by `deploy`. `net(images, execution="dense" | "spiking", capture="counts" | "levels")` returns
+    `(logits [B, classes], aux)`; images are `[B, H, W, C]`, float in [0, 1] or uint8.
+
+    Args:
+        model: the network definition.
+        params: `{layer: {kernel, bias | threshold}}`, nested, float32 multiples of their current's `2^-f`.
+        formats: of every current.
+        image_shape: `(H, W, C)`.
+        digest: SHA-256 of all of the above as `deploy` made it.
+        source: the training network's variables, if kept.
+    """
+
+    model: nn.Module
+    params: Any
+    formats: tuple[CurrentFormat, ...]
+    image_shape: tuple[int, int, int]
+    digest: str
+    source: Any = None
+
+    def __call__(self, images, execution: str = "dense", capture: str = "counts"):
+        check_images(images, self.image_shape)
+        sums, aux = forward(self.executed(execution, capture), {"params": self.params}, jnp.asarray(images))
+        return self.logits(sums, aux), aux
+
+    def executed(self, execution: str, capture: str = "counts") -> nn.Module:
+        """The one network definition under an execution; applied to `{"params": net.params}` it gives certified sums."""
+        if execution not in ("dense", "spiking"):
+            raise ValueError(f"unknown execution {execution!r}: known are dense, spiking")
+        return self.model.clone(execution=execution, capture=capture)
+
+    @staticmethod
+    def logits(sums, aux):
+        """Logits from the head's certified sums: divided by the number of tokens."""
+        head = next(r for r in aux.values() if isinstance(r, SynapseRecord) and r.role == "head")
+        return sums / np.float32(head.in_shape[0] * head.in_shape[1])
+
+    @functools.cached_property
+    def layers(self):
+        """`aux` of one image with shapes for arrays: what the network is made of, nothing computed."""
+        image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.uint8)
+        return jax.eval_shape(self.executed("dense").apply, {"params": self.params}, image)[1]
+
+    def training_logits(self, images):
+        """Logits of the training network that this one was made from."""
+        if self.source is None:
+            raise ValueError("this network does not carry its training network")
+        return forward(self.model, self.source, jnp.asarray(images))[0]
+
+
+def check_images(images, image_shape) -> None:
+    """Raises a `ValueError` unless `images` is `[B, *image_shape]`, uint8 or finite floats in [0, 1]."""
+    if images.shape[1:] != tuple(image_shape):
+        raise ValueError(
+            f"images of shape {tuple(images.shape)}: this network takes [B, {', '.join(map(str, image_shape))}]"
+        )
+    if isinstance(images, jax.core.Tracer) or images.dtype == np.uint8:
+        return
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images of dtype {images.dtype}: they must be uint8, or float in [0, 1]")
+    low, high = float(jnp.min(images)), float(jnp.max(images))
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"float images must be finite and in [0, 1]; these reach from {low:g} to {high:g}")
+
+
+def digest_of(params, formats, image_shape) -> str:
+    """SHA-256 over every array's path, shape and bytes, the formats and the image shape."""
+    total = hashlib.sha256(json.dumps([[dataclasses.asdict(f) for f in formats], list(image_shape)]).encode())
+    for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        array = np.asarray(array)
+        total.update(f"{path}{array.dtype}{array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _refuse_what_is_not_ours(model, variables) -> None:
+    if getattr(model, "neuron", None) != "expg":
+        raise ConversionError(
+            f"a network of {getattr(model, 'neuron', 'unknown')!r} neurons cannot be converted: only 'expg' is lossless"
+        )
+    if model.execution != "training":
+        raise ConversionError("this network is deployed already: pass the training network")
+    for path, array in traverse_util.flatten_dict(variables, sep="/").items():
+        if not np.isfinite(np.asarray(array, np.float32)).all():
+            raise ConversionError(f"{path} holds numbers that are not finite")
+
+
+def fold(model, variables, image_shape):
+    """Folds BatchNorm and thresholds into weights, in float32, not rounded.
+
+    Returns:
+        `{layer: arrays}` nested, and `aux` with shapes for arrays.
+
+    Raises:
+        ConversionError: a layer with parameters that does not fold itself, by name.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    aux = jax.eval_shape(lambda v, x: model.apply(v, x)[1], variables, image)
+
+    @jax.jit
+    def folded(variables):
+        zeros = jnp.zeros((1, *image_shape), jnp.uint8)
+        return model.apply(variables, zeros, mutable=["deployed"])[1]["deployed"]
+
+    params = jax.device_get(folded(variables))
+    known = {path[:-1] for path in traverse_util.flatten_dict(params)}
+    for path in traverse_util.flatten_dict(variables["params"]):
+        owner = path[:-2] if path[-2:-1] == ("norm",) else path[:-1]
+        if owner not in known:
+            raise ConversionError(f"convert does not know the layer {'/'.join(owner)} (it holds {path[-1]!r})")
+    return params, aux
+
+
+def accuracy(logits, labels) -> float:
+    """Share of images whose largest logit is their label's.
+
+    >>> accuracy(np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([1, 1]))
+    0.5
+    """
+    return float(np.mean(np.argmax(np.asarray(logits), -1) == np.asarray(labels)))
+
+
+def deploy(model, variables, image_shape, calibration=None, max_accuracy_drop: float = 0.002) -> DeployedNet:
+    """Turns a trained network into one whose dense and spiking executions are equal bit for bit.
+
+    Every layer folds itself: `W' = W·θ·γ/σ`, `b' = β - μγ/σ`. All summands of a current (the residual stream has
+    one) are then rounded to multiples of `2^-f`, thresholds to even ones, with the largest `f` for which the
+    worst-case bound `Σ|W'|·L + |b'| + θ/2` stays below `2^(24-f)`: so every float32 addition is exact.
+
+    Args:
+        model: from `create_model`, with `neuron="expg"`.
+        variables: `params` and `batch_stats`.
+        image_shape: `(H, W, C)` of the images to come.
+        calibration: `(images, labels)` to hold the accuracy against, optional.
+        max_accuracy_drop: most of it that folding and rounding may cost there, a share (0.002 is 0.2 points).
+
+    Raises:
+        ConversionError: another neuron, a layer that it doesn't know, an operation that is not spikes and sums, a
+            bound that leaves no fraction bits, numbers that are not finite, or too large a drop of accuracy.
+
+    >>> from ge2mst_jax import create_model
+    >>> model = create_model("ge2mst_nano", stages=(("conv", 8, 1),))
+    >>> images = jnp.zeros((1, 8, 8, 1), jnp.uint8)
+    >>> net = deploy(model, model.init(jax.random.key(0), images), (8, 8, 1))
+    >>> bool((net(images, execution="dense")[0] == net(images, execution="spiking")[0]).all())
+    True
+    """
+    image_shape = tuple(int(side) for side in image_shape)
+    _refuse_what_is_not_ours(model, variables)
+    folded, aux = fold(model, variables, image_shape)
+    formats, layers = [], {}
+    for parts, readers in shared_currents(aux):
+        made, rounded = choose_format(parts, readers, aux, folded)
+        formats.append(made)
+        layers |= rounded
+    params = nest(layers)
+    formats = tuple(formats)
+    net = DeployedNet(
+        model, params, formats, image_shape, digest_of(params, formats, image_shape), jax.device_get(variables)
+    )
+    network_products(net)  # refuses operations that are not spikes and sums
+    if calibration is not None:
+        images, labels = calibration
+        before, after = accuracy(net.training_logits(images), labels), accuracy(net(images)[0], labels)
+        if before - after > max_accuracy_drop:
+            raise ConversionError(
+                f"accuracy on {len(labels)} calibration images drops from {before:.2%} to {after:.2%}, "
+                f"more than max_accuracy_drop = {max_accuracy_drop:.2%}: the numbers need more fraction bits "
+                f"than their bounds leave (smallest f is {min(f.fraction_bits for f in formats)})"
+            )
+    return net

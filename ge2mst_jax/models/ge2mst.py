@@ -1,0 +1,116 @@
+"""Ge²mS-T: stem, convolution stages, attention stages, accumulate-only head."""
+
+import collections
+import dataclasses
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ge2mst_jax.grouping import Scale
+from ge2mst_jax.nn import AttentionBlock, ConvBlock, Current, Downsample, Head, Neuron, Stem, Wire
+from ge2mst_jax.spiking import SpikeCode
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSize:
+    """One stage: `kind` is `"conv"` or `"attention"`, all its blocks have `channels`.
+
+    >>> StageSize("conv", 64, 2).depth
+    2
+    """
+
+    kind: str
+    channels: int
+    depth: int
+
+
+class Stage(nn.Module):
+    """The blocks of one stage, in a Python loop (`block_0`, `block_1`, ...); `down` halves the grid first.
+
+    Call: `(Current, train) -> (Current, aux)`.
+    """
+
+    wire: Wire
+    size: StageSize
+    down: bool
+    head_width: int
+    scales: tuple[Scale, ...]
+    expand: int
+    group_width: int
+
+    @nn.compact
+    def __call__(self, current: Current, train: bool):
+        aux = {}
+        if self.down:
+            current, aux = Downsample(self.wire, self.size.channels, name="down")(current, train)
+        for i in range(self.size.depth):
+            if self.size.kind == "conv":
+                block = ConvBlock(self.wire, name=f"block_{i}")
+            else:
+                heads = self.size.channels // self.head_width
+                block = AttentionBlock(self.wire, heads, self.scales, self.expand, self.group_width, name=f"block_{i}")
+            current, more = block(current, train)
+            aux |= more
+        return current, aux
+
+
+class Ge2mST(nn.Module):
+    """Ge²mS-T, a spiking vision transformer with computation grouped in time, space and structure.
+
+    The layout is our reading of the abstract of arXiv:2604.08894; make one with `create_model`.
+
+    Args:
+        num_classes: logits.
+        stages: from high resolution to low; every stage but the first halves the grid.
+        code: temporal grouping of every neuron.
+        neuron: a name from `ge2mst_jax.nn.NEURONS`.
+        stem_kernel, stem_stride: of the first synapse.
+        head_width: `d`, channels an attention head.
+        scales: token groups that the heads share; each must divide every attention stage's grid.
+        expand: hidden width of the feed-forward over the stream's.
+        group_width: channels a group of its 3×3.
+        input_code: `"1x8"` (bit planes, accumulate-only) or `"direct"` (one multiply-accumulate pass).
+        execution, capture, dtype: see `ge2mst_jax.nn.Wire`.
+
+    Call: `(images [B, H, W, C], train=False)`, float in [0, 1] or uint8. Returns `(logits [B, num_classes], aux)`;
+    `aux` maps layer names to their records, in the order of the network.
+
+    Raises:
+        ValueError: a scale that does not divide a token grid, groups that do not divide the channels.
+        AssertionError: images that are not of rank 4.
+    """
+
+    num_classes: int
+    stages: tuple[StageSize, ...]
+    code: SpikeCode = SpikeCode(2, 2)
+    neuron: str = "expg"
+    stem_kernel: int = 3
+    stem_stride: int = 1
+    head_width: int = 32
+    scales: tuple[Scale, ...] = (Scale("block", 7), Scale("grid", 7))
+    expand: int = 2
+    group_width: int = 128
+    input_code: str = "1x8"
+    execution: str = "training"
+    capture: str = "counts"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        chex.assert_rank(images, 4)
+        wire = Wire(self.code, self.neuron, self.execution, self.capture, self.dtype)
+        current, aux = Stem(
+            wire, self.stages[0].channels, self.stem_kernel, self.stem_stride, self.input_code, name="stem"
+        )(images, train)
+        for i, size in enumerate(self.stages):
+            stage = Stage(
+                wire, size, i > 0, self.head_width, self.scales, self.expand, self.group_width, name=f"stage_{i}"
+            )
+            current, more = stage(current, train)
+            aux |= more
+        signal, more = Neuron(wire, name="neuron_head")(current)
+        aux |= more
+        logits, more = Head(wire, self.num_classes, name="head")(signal)
+        return logits, collections.OrderedDict(aux | more)  # a plain dict would come out of jit sorted by name

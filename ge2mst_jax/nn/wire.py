@@ -1,0 +1,149 @@
+"""The wire: what travels between layers, and what each layer leaves in `aux`."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ge2mst_jax.spiking import SpikeCode, expg_charge
+
+EXECUTIONS = ("training", "dense", "spiking")
+CAPTURES = ("counts", "levels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """What every layer of one network agrees on.
+
+    Args:
+        code: of every neuron but `q` and `k`, which are binary.
+        neuron: a name from `nn.NEURONS`.
+        execution: `"training"` (raw parameters, BatchNorm), or a deployed network's `"dense"` (one pass on
+            levels) or `"spiking"` (scan over time steps).
+        capture: what `aux` holds: `"counts"`, or `"levels"` for every neuron's levels and spikes.
+        dtype: of the operands of training products; currents stay float32.
+
+    >>> Wire(SpikeCode.parse("2x2")).deployed
+    False
+    """
+
+    code: SpikeCode
+    neuron: str = "expg"
+    execution: str = "training"
+    capture: str = "counts"
+    dtype: Any = jnp.float32
+
+    @property
+    def deployed(self) -> bool:
+        return self.execution != "training"
+
+
+@struct.dataclass
+class Signal:
+    """What a neuron layer sends: levels, or a spike train, with its code and threshold.
+
+    `form` says which: `"levels"` `[B, ...]`; `"train"` `[T, B, ...]`, whose receiver adds up the whole train
+    before it fires (layer-synchronous); `"steps"` `[T, B, ...]`, whose receiver fires at every step (STBP).
+
+    Models never ask which: they hand `integrate` a linear map.
+
+    >>> code = SpikeCode.parse("2x2")
+    >>> levels = jnp.array([[5.0, 2.0]])
+    >>> Signal(levels, None, code, "levels", "n").integrate(lambda x: 3 * x)
+    Array([[15.,  6.]], dtype=float32)
+    >>> Signal(code.encode(levels), None, code, "train", "n").integrate(lambda x: 3 * x)
+    Array([[15.,  6.]], dtype=float32)
+    """
+
+    data: jax.Array
+    threshold: jax.Array | None  # the value of one level; None once folded into what follows
+    code: SpikeCode | None = struct.field(pytree_node=False)  # None: real numbers (the ANN reference)
+    form: str = struct.field(pytree_node=False)
+    source: str = struct.field(pytree_node=False)  # the neuron layer that sent it
+
+    def integrate(self, linear_map):
+        """Applies a linear map `[N, ...] -> [N, ...]`: once to levels, step by step to spikes.
+
+        Returns:
+            The current, `[B, ...]`, or `[T, B, ...]` for `"steps"`.
+        """
+        if self.form == "levels":
+            return linear_map(self.data)
+        if self.form == "train":
+            return expg_charge(linear_map, self.data, self.code)
+        arrived = linear_map(self.planes)
+        return arrived.reshape(*self.data.shape[:2], *arrived.shape[1:])  # [T, B, ...]
+
+    def weigh(self, kernel):
+        """The weights as this signal's receiver uses them: times the value of one level, until that is folded."""
+        return kernel if self.threshold is None else kernel * self.threshold
+
+    @property
+    def planes(self):
+        """`[N, ...]`: the data with time merged into the batch; of a spike train, which must have one step, that step."""
+        if self.form == "train" and self.data.shape[0] != 1:
+            raise ValueError(f"the spike train of {self.source} has {self.data.shape[0]} steps: q and k must be binary")
+        return self.data if self.form == "levels" else self.data.reshape(-1, *self.data.shape[2:])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`(H, W, C)`."""
+        return self.data.shape[-3:]
+
+
+@struct.dataclass
+class Current:
+    """A sum of synaptic outputs, and the names of the layers that it sums (they share one fixed-point format).
+
+    >>> a = Current(jnp.ones(2), ("a",))
+    >>> (a + Current(jnp.ones(2), ("b",))).parts
+    ('a', 'b')
+    """
+
+    value: jax.Array  # [B, H, W, C], or [T, B, H, W, C] where steps
+    parts: tuple[str, ...] = struct.field(pytree_node=False)
+    steps: bool = struct.field(pytree_node=False, default=False)
+
+    def __add__(self, other: "Current") -> "Current":
+        a, b = (x.value if x.steps or not (self.steps or other.steps) else x.value[None] for x in (self, other))
+        return Current(a + b, self.parts + other.parts, self.steps or other.steps)
+
+
+@struct.dataclass
+class NeuronRecord:
+    """What a neuron layer leaves in `aux`."""
+
+    spikes: jax.Array  # [B, H, W] int32: spikes of each image and position, summed over channels and steps
+    activity: jax.Array  # [B] float32: the same in all, with a gradient that a spike penalty can use
+    levels: jax.Array | None  # [B, H, W, C] where captured, else None
+    train: jax.Array | None  # [T, B, H, W, C] bool where captured and fired, else None
+    current: jax.Array | None  # [B, H, W, C] where captured (the image has none)
+    code: SpikeCode | None = struct.field(pytree_node=False)
+    shape: tuple[int, ...] = struct.field(pytree_node=False)  # (H, W, C)
+    parts: tuple[str, ...] = struct.field(pytree_node=False)  # of its current; () for the image
+
+
+@struct.dataclass
+class SynapseRecord:
+    """What a synaptic layer leaves in `aux`: shapes alone, its counts are its source's."""
+
+    role: str = struct.field(pytree_node=False)  # "stem", "hidden" or "head"
+    source: str = struct.field(pytree_node=False)
+    in_shape: tuple[int, ...] = struct.field(pytree_node=False)  # (H, W, C)
+    out_shape: tuple[int, ...] = struct.field(pytree_node=False)
+    kernel: int = struct.field(pytree_node=False)
+    stride: int = struct.field(pytree_node=False)
+    groups: int = struct.field(pytree_node=False)
+    max_level: int = struct.field(pytree_node=False)  # of its source; 0 for real numbers
+
+
+@struct.dataclass
+class AttentionRecord:
+    """What an attention leaves in `aux`."""
+
+    synops: jax.Array  # [B] int32
+    sources: tuple[str, ...] = struct.field(pytree_node=False)  # q, k, v
+    bound: int = struct.field(pytree_node=False)  # m·d·L, the largest count that can arrive
+    out_shape: tuple[int, ...] = struct.field(pytree_node=False)
