@@ -52,7 +52,7 @@ class DeployedNet:
         return self.logits(sums, aux), aux
 
     def executed(self, execution: str, capture: str = "counts") -> nn.Module:
-        """The one network definition under an execution; applied to `{"params": net.params}` it gives certified sums."""
+        """The one network definition under an execution; `.apply({"params": net.params}, ...)` gives certified sums."""
         if execution not in ("dense", "spiking"):
             raise ValueError(f"unknown execution {execution!r}: known are dense, spiking")
         return self.model.clone(execution=execution, capture=capture)

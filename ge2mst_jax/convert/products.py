@@ -13,13 +13,15 @@ from ge2mst_jax.convert.fixed_point import ConversionError
 KINDS = ("binary", "power_of_two", "level", "real")
 
 _KEEP = frozenset(
-    ["broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "dynamic_slice", "gather", "rev", "copy", "copy_p", "convert_element_type", "reduce_max", "reduce_min", "reduce_precision", "stop_gradient", "optimization_barrier", "sharding_constraint", "abs", "neg", "split", "unstack"]
+    """broadcast_in_dim reshape squeeze expand_dims transpose slice dynamic_slice gather rev copy copy_p split unstack
+    convert_element_type reduce_max reduce_min reduce_precision stop_gradient optimization_barrier
+    sharding_constraint abs neg""".split()
 )
-_JOIN = frozenset(["concatenate", "stack", "pad", "max", "min", "select_n", "clamp"])
-_BINARY = frozenset(["ge", "gt", "le", "lt", "eq", "ne", "and", "or", "not", "xor", "is_finite", "reduce_and", "reduce_or"])
-_SUM = frozenset(["add", "sub", "reduce_sum", "add_any", "cumsum"])
-_PRODUCT = frozenset(["mul", "dot_general", "conv_general_dilated"])
-_INTEGER = frozenset(["floor", "round", "ceil", "iota"])
+_JOIN = frozenset("concatenate stack pad max min select_n clamp".split())
+_BINARY = frozenset("ge gt le lt eq ne and or not xor is_finite reduce_and reduce_or".split())
+_SUM = frozenset("add sub reduce_sum add_any cumsum".split())
+_PRODUCT = frozenset("mul dot_general conv_general_dilated".split())
+_INTEGER = frozenset("floor round ceil iota".split())
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 

@@ -92,6 +92,21 @@ def create_model(name: str, **changes) -> Ge2mST:
                 f"an attention stage of {stage.channels} channels cannot give equal shares of heads "
                 f"of width {width} to {len(fields['scales'])} scales"
             )
-    if "dtype" in fields:
-        fields["dtype"] = jnp.dtype(fields["dtype"])
+    fields["dtype"] = jnp.dtype(fields.get("dtype", "float32"))
     return Ge2mST(**fields)
+
+
+def model_fields(model: Ge2mST) -> dict:
+    """Every field of a network as JSON holds it; `create_model(name, **fields)` makes the network again.
+
+    >>> model = create_model("ge2mst_nano", code="2x3/1")
+    >>> create_model("ge2mst_nano", **model_fields(model)) == model
+    True
+    """
+    fields = {name: getattr(model, name) for name in _FIELDS}
+    return fields | {
+        "code": str(model.code),
+        "scales": [str(scale) for scale in model.scales],
+        "stages": [list(dataclasses.astuple(stage)) for stage in model.stages],
+        "dtype": jnp.dtype(model.dtype).name,
+    }

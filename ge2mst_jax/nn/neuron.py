@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.nn.wire import Current, NeuronRecord, Signal, Wire
+from ge2mst_jax.nn.wire import Current, NeuronRecord, Signal, Wire, folding
 from ge2mst_jax.spiking import (
     SpikeCode,
     expg_fire,
@@ -111,7 +111,7 @@ class Neuron(nn.Module):
             twin = expg_twin if self.wire.neuron == "expg" else qcfs_twin
             levels = twin(current, firing, code)
             activity = jnp.sum(expg_spike_count(current, firing, code), (1, 2, 3))
-            if self.is_mutable_collection("deployed"):
+            if folding(self):
                 self.put_variable("deployed", "threshold", firing if unit is None else firing / unit)
         return Signal(levels.astype(self.wire.dtype), threshold, code, "levels", name), activity
 

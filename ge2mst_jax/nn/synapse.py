@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ge2mst_jax.nn.maps import conv2d
-from ge2mst_jax.nn.wire import Current, Signal, SynapseRecord, Wire
+from ge2mst_jax.nn.wire import Current, Signal, SynapseRecord, Wire, folding
 from ge2mst_jax.spiking import align
 
 
@@ -64,7 +64,7 @@ class Synapse(nn.Module):
     def _normalise(self, current, signal, kernel, train, unit):
         norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
         normalised = norm(current.reshape(-1, *current.shape[-3:])).reshape(current.shape)
-        if self.is_mutable_collection("deployed"):
+        if folding(self):
             params, stats = norm.variables["params"], norm.variables["batch_stats"]
             gain = params["scale"] / jnp.sqrt(stats["var"] + norm.epsilon)
             folded = {
@@ -110,7 +110,7 @@ class Head(nn.Module):
             weights = signal.weigh(kernel) / tokens
             logits = signal.integrate(lambda x: jnp.sum(x.astype(jnp.float32), (1, 2)) @ weights)
             logits = (logits.mean(0) if signal.form == "steps" else logits) + bias[None]
-            if self.is_mutable_collection("deployed"):
+            if folding(self):
                 self.put_variable("deployed", "kernel", signal.weigh(kernel))
                 self.put_variable("deployed", "bias", tokens * bias)
         made = SynapseRecord(

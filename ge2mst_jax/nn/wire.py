@@ -40,6 +40,11 @@ class Wire:
         return self.execution != "training"
 
 
+def folding(module) -> bool:
+    """Whether a layer shall write what it folds itself to into the collection `deployed` (`convert` asks for it)."""
+    return module.is_mutable_collection("deployed") and not module.is_initializing()
+
+
 @struct.dataclass
 class Signal:
     """What a neuron layer sends: levels, or a spike train, with its code and threshold.
@@ -82,7 +87,7 @@ class Signal:
 
     @property
     def planes(self):
-        """`[N, ...]`: the data with time merged into the batch; of a spike train, which must have one step, that step."""
+        """`[N, ...]`: the data, time merged into the batch; of a spike train, which must have one step, that step."""
         if self.form == "train" and self.data.shape[0] != 1:
             raise ValueError(f"the spike train of {self.source} has {self.data.shape[0]} steps: q and k must be binary")
         return self.data if self.form == "levels" else self.data.reshape(-1, *self.data.shape[2:])

@@ -1,0 +1,34 @@
+# `make quickstart` and `make test` work on a machine with Python 3.11 and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUN := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: quickstart test test-fast lint bench clean
+
+quickstart: $(READY)
+	$(RUN) experiments/quickstart.py
+
+# Everything: lint, format, tests, the slow ones too, and every example in the docs.
+test: lint
+	$(RUN) -m pytest
+
+test-fast: lint
+	$(RUN) -m pytest -m "not slow"
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(READY)
+	$(RUN) experiments/bench.py
+
+$(READY): requirements.txt setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "Python 3.11 is needed (found: $(PYTHON)); set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	"$(PYTHON)" -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
