@@ -112,17 +112,17 @@ def compare_executions(dense: DeployedNet, spiking: DeployedNet, images, batch_s
     """
     check_images(images, dense.image_shape)
     models = dense.executed("dense", "levels"), spiking.executed("spiking", "levels")
-    totals: dict[str, list[int]] = {}
+    # Named from `layers`, in the order of the network: a dict comes out of jit sorted.
+    totals = {name: [0, 0] for name, record in dense.layers.items() if isinstance(record, NeuronRecord)}
     logits, sums = 0, []
     for start in range(0, len(images), batch_size):
         batch = jnp.asarray(images[start : start + batch_size])
         counts, differing, *both = jax.device_get(_differences(*models, dense.params, spiking.params, batch))
         logits += int(differing)
         sums.append(both)
-        for name, pair in counts.items():
-            total = totals.setdefault(name, [0, 0])
-            total[0] += int(pair[0])
-            total[1] += int(pair[1])
+        for name, total in totals.items():
+            total[0] += int(counts[name][0])
+            total[1] += int(counts[name][1])
         if progress is not None:
             progress(min(start + batch_size, len(images)))
     return totals, logits, tuple(np.concatenate(s) for s in zip(*sums, strict=True))

@@ -108,9 +108,13 @@ def _refuse_what_is_not_ours(model, variables) -> None:
         )
     if model.execution != "training":
         raise ConversionError("this network is deployed already: pass the training network")
-    for path, array in traverse_util.flatten_dict(variables, sep="/").items():
+    _refuse_not_finite(variables, "holds numbers that are not finite")
+
+
+def _refuse_not_finite(arrays, what) -> None:
+    for path, array in traverse_util.flatten_dict(arrays, sep="/").items():
         if not np.isfinite(np.asarray(array, np.float32)).all():
-            raise ConversionError(f"{path} holds numbers that are not finite")
+            raise ConversionError(f"{path} {what}")
 
 
 def fold(model, variables, image_shape):
@@ -120,7 +124,7 @@ def fold(model, variables, image_shape):
         `{layer: arrays}` nested, and `aux` with shapes for arrays.
 
     Raises:
-        ConversionError: a layer with parameters that does not fold itself, by name.
+        ConversionError: a layer with parameters that does not fold itself, or an array that overflows, by name.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
     aux = jax.eval_shape(lambda v, x: model.apply(v, x)[1], variables, image)
@@ -136,6 +140,7 @@ def fold(model, variables, image_shape):
         owner = path[:-2] if path[-2:-1] == ("norm",) else path[:-1]
         if owner not in known:
             raise ConversionError(f"convert does not know the layer {'/'.join(owner)} (it holds {path[-1]!r})")
+    _refuse_not_finite(params, "is not finite once gains and thresholds are folded into it: train with smaller numbers")
     return params, aux
 
 

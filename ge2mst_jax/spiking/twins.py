@@ -27,7 +27,12 @@ def project(levels, code: SpikeCode):
 
 def _staircase(current, threshold, code):
     theta = align(threshold, current)
-    return project(jnp.clip(jnp.floor(current / theta + 0.5), 0, code.max_level), code)
+    # A compiled I/θ may be I·(1/θ), which misses ties: what it gives is off by one at most, and two comparisons mend it.
+    nearest = jnp.clip(jnp.floor(current / theta + 0.5), 0, code.max_level)
+    membrane = current + theta / 2
+    above = (membrane >= (nearest + 1) * theta).astype(current.dtype)
+    below = (membrane < nearest * theta).astype(current.dtype)
+    return project(jnp.clip(nearest + above - below, 0, code.max_level), code)
 
 
 def _sum_to(gradient, threshold):

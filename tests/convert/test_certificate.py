@@ -256,10 +256,17 @@ def test_deployed_network_is_the_training_network_but_for_rounding(model, variab
     rounding = (18 * 255 + 1) * 2.0 ** -(fraction_bits(net, name) + 1)
     assert np.abs(currents[0] - currents[1]).max() <= rounding + 1e-5
     assert np.abs(currents[0]).max() > 100 * rounding
-    # Near a tie rounding moves a level by one, and one level moves others; a wrong fold moves a tenth of them and more.
-    for name, record in neuron_records(trained[1]).items():
-        assert np.mean(np.asarray(record.levels) != np.asarray(deployed[1][name].levels)) < 0.01, name
     np.testing.assert_allclose(np.asarray(deployed[0]), np.asarray(trained[0]), atol=0.02)
+
+
+def test_folded_network_is_the_training_network(model, variables):
+    """Before rounding: a level may move only where float32 leaves a tie open; a wrong fold moves a tenth and more."""
+    trained = forward(model.clone(capture="levels"), variables, IMAGES[:8])
+    params = fold(model, variables, SHAPE)[0]
+    folded = forward(model.clone(execution="dense", capture="levels"), {"params": params}, IMAGES[:8])
+    for name, record in neuron_records(trained[1]).items():
+        assert np.mean(np.asarray(record.levels) != np.asarray(folded[1][name].levels)) < 0.002, name
+    np.testing.assert_allclose(np.asarray(folded[0]) / 16, np.asarray(trained[0]), atol=0.002)
 
 
 # --- what check_network finds -----------------------------------------------------------------------------------------
@@ -454,7 +461,7 @@ def test_numbers_that_fold_to_infinity_are_refused(model, variables):
     # Each is finite; their product is not.
     bad = changed(variables, "params", "stem/synapse/kernel", lambda a: a * 1e30)
     bad = changed(bad, "params", "stem/synapse/norm/scale", lambda a: a * 1e30)
-    with pytest.raises(ConversionError):
+    with pytest.raises(ConversionError, match="^stem/synapse/kernel is not finite once"):
         deploy(model, bad, SHAPE)
 
 

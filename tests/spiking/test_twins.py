@@ -133,15 +133,10 @@ def test_neuron_theorem_with_a_threshold_per_channel(text):
 
 
 def test_bound_is_needed():
-    # I + θ/2 = 2^24 + 1 needs 25 bits and rounds to even, 2^24: a neuron one grid step above its tie stays silent.
-    code, current, threshold = SpikeCode.parse("1x1"), 2**24 - 4, 10
-    assert exact_levels(np.array([current]), threshold, code) == 1
-    high = SpikeCode.parse("4x1")
-    threshold = (2**24 + 2) // 3 * 2  # 3θ/2 = 2^24 + 2 is on the grid, I = 3θ/2 - 1 is not: it rounds onto the tie
-    current = 3 * threshold // 2 - 1
-    assert (threshold % 2, current > 2**24) == (0, True)
-    assert exact_levels(np.array([current]), threshold, high) == 1
-    assert float(_fire(jnp.float32([current]), jnp.float32(threshold), high)[0]) == 2
+    # One grid step below its tie, I + θ/2 = 2^24 + 3 needs 25 bits and rounds up to θ: the neuron fires.
+    code, threshold, current = SpikeCode.parse("1x1"), 2**24 + 4, 2**23 + 1
+    assert exact_levels(np.array([current]), threshold, code) == 0
+    assert float(_fire(jnp.float32([current]), jnp.float32(threshold), code)[0]) == 1
 
 
 @pytest.mark.parametrize("text", ["1x4", "2x2", "2x3/1"])
