@@ -27,7 +27,7 @@ def project(levels, code: SpikeCode):
 
 def _staircase(current, threshold, code):
     theta = align(threshold, current)
-    # A compiled I/θ may be I·(1/θ), which misses ties: what it gives is off by one at most, and two comparisons mend it.
+    # A compiled I/θ may be I·(1/θ), which misses ties: the level is off by one at most, and two comparisons mend it.
     nearest = jnp.clip(jnp.floor(current / theta + 0.5), 0, code.max_level)
     membrane = current + theta / 2
     above = (membrane >= (nearest + 1) * theta).astype(current.dtype)

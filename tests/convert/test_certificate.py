@@ -460,7 +460,7 @@ def test_numbers_that_fold_to_infinity_are_refused(model, variables):
     # Each is finite; their product is not.
     bad = changed(variables, "params", "stem/synapse/kernel", lambda a: a * 1e30)
     bad = changed(bad, "params", "stem/synapse/norm/scale", lambda a: a * 1e30)
-    with pytest.raises(ConversionError, match="^stem/synapse/kernel is not finite once"):
+    with pytest.raises(ConversionError, match=r"^stem/synapse/kernel is not finite once"):
         deploy(model, bad, SHAPE)
 
 
