@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import jax.numpy as jnp
-from ge2mst_jax.report import build_report, summary_table, write_report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -21,6 +20,7 @@ from ge2mst_jax import create_model
 from ge2mst_jax.convert import certify, deploy, save_net
 from ge2mst_jax.data import load_digits
 from ge2mst_jax.energy import SpikeCounter, audit
+from ge2mst_jax.report import build_report, summary_table, write_report
 from ge2mst_jax.train import TrainConfig, fit
 from ge2mst_jax.train.command import run_command
 
@@ -96,7 +96,7 @@ def main(options: Quickstart) -> None:
                 dataset=data, model_name=options.model, net=net, certificate=certificate, counter=counter,
                 audit=products, seconds=phases.seconds, training=dataclasses.asdict(options.train),
             )  # fmt: skip
-            write_report(options.run_dir, report, net, data.test_images[0], history)
+            write_report(options.run_dir, report, net, data.test_images, history)
     console.print(summary_table(report))
     console.print(f"report: {options.run_dir / 'report.html'}", soft_wrap=True)
 

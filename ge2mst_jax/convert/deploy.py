@@ -156,7 +156,8 @@ def accuracy(logits, labels) -> float:
 def deploy(model, variables, image_shape, calibration=None, max_accuracy_drop: float = 0.002) -> DeployedNet:
     """Turns a trained network into one whose dense and spiking executions are equal bit for bit.
 
-    Every layer folds itself: `W' = W·θ·γ/σ`, `b' = β - μγ/σ`. All summands of a current (the residual stream has
+    Every layer folds itself: `W' = W·γ/σ`, `b' = β - μγ/σ` (σ is that of sums of levels, so it holds θ); the head
+    `W·θ`, attention its thresholds. All summands of a current (the residual stream has
     one) are then rounded to multiples of `2^-f`, thresholds to even ones, with the largest `f` for which the
     worst-case bound `Σ|W'|·L + |b'| + θ/2` stays below `2^(24-f)`: so every float32 addition is exact.
 

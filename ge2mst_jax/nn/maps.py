@@ -36,8 +36,8 @@ def conv2d(x, kernel, stride: int = 1, *, exact: bool = False):
 
     `exact` (deployed networks) computes nothing but plain sums of products in float32: one matrix product
     a kernel tap, at the highest precision, so that no backend can put a Winograd or FFT convolution in their
-    place. Grouped maps always go tap by tap and depth-wise ones as shifted multiply-adds: on the CPU
-    XLA's own are tens of times slower.
+    place. Otherwise a grouped map is a dense one for each group, and a depth-wise map is shifted multiply-adds that the
+    backward pass computes anew: on the CPU XLA's own grouped convolution is tens of times slower.
 
     Args:
         x: `[B, H, W, C_in]`.
@@ -52,31 +52,66 @@ def conv2d(x, kernel, stride: int = 1, *, exact: bool = False):
     Array([[4., 4.],
            [4., 4.]], dtype=float32)
     """
-    size, fan_in = kernel.shape[0], kernel.shape[2]
+    fan_in, features = kernel.shape[2:]
     groups = x.shape[-1] // fan_in
-    pad = size // 2
-    if groups == 1 and not exact:
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
+    if exact:
+        return _by_taps(x, kernel, stride, "highest")
+    if groups == x.shape[-1] == features:
+        return _depthwise(x, kernel) if stride == 1 else _by_taps(x, kernel, stride)
+    pad, of_group = kernel.shape[0] // 2, zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    convolved = [
+        jax.lax.conv_general_dilated(
+            *operands,
             (stride, stride),
             ((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             preferred_element_type=jnp.float32,
         )
+        for operands in of_group
+    ]
+    return jnp.concatenate(convolved, -1) if groups > 1 else convolved[0]
+
+
+@jax.custom_vjp
+def _depthwise(x, kernel):
+    return _by_taps(x, kernel, 1)
+
+
+def _depthwise_backward(kept, gradient):
+    # Both from views of the gradient, at hand only now: views of `x` would be kept from the forward pass on.
+    x, kernel = kept
+    gradient = gradient.astype(x.dtype)
+    views = [view.astype(jnp.float32) for view in _views(gradient, kernel.shape[0], 1)]
+    to_kernel = jnp.stack([jnp.sum(x.astype(jnp.float32) * view, (0, 1, 2)) for view in reversed(views)])
+    to_x = _by_taps(gradient, kernel[::-1, ::-1], 1)
+    return to_x.astype(x.dtype), to_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_depthwise.defvjp(lambda x, kernel: (_depthwise(x, kernel), (x, kernel)), _depthwise_backward)
+
+
+def _by_taps(x, kernel, stride, precision=None):
+    """The sum over kernel taps, each a shifted view of the padded image times the tap's weights."""
+    groups, total = x.shape[-1] // kernel.shape[2], None
+    taps = kernel.reshape(-1, *kernel.shape[2:])  # [k·k, C_in/groups, C_out]
+    for view, weights in zip(_views(x, kernel.shape[0], stride), taps, strict=True):
+        tap = _tap(view, weights, groups, precision)
+        total = tap if total is None else total + tap
+    return total
+
+
+def _views(x, size, stride):
+    """What each kernel tap sees of a padded image, row by row: `size²` arrays `[B, H', W', C]`."""
+    pad = size // 2
     height, width = (output_size(side, size, stride) for side in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))) if pad else x
-    total = None
     for row in range(size):
         for column in range(size):
-            window = padded[
+            yield padded[
                 :,
                 row : row + (height - 1) * stride + 1 : stride,
                 column : column + (width - 1) * stride + 1 : stride,
             ]
-            tap = _tap(window, kernel[row, column], groups, "highest" if exact else None)
-            total = tap if total is None else total + tap
-    return total
 
 
 def _tap(x, weights, groups, precision):

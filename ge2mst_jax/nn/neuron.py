@@ -99,7 +99,7 @@ class Neuron(nn.Module):
         if self.wire.neuron == "relu":
             return Signal(nn.relu(current).astype(self.wire.dtype), None, None, "levels", name), None
         if self.wire.neuron == "sfa":
-            levels, activity = sfa_twin(current, code), None
+            levels, activity = sfa_twin(current, code, self.wire.dtype), None
             threshold = jnp.full((), 1 / code.max_level)
         else:
             # A threshold such that the top level stands for two standard deviations of a normalised current.
@@ -109,11 +109,11 @@ class Neuron(nn.Module):
             threshold = nn.softplus(raw)
             firing = jnp.repeat(threshold, current.shape[-1] // self.heads) if self.heads > 1 else threshold
             twin = expg_twin if self.wire.neuron == "expg" else qcfs_twin
-            levels = twin(current, firing, code)
+            levels = twin(current, firing, code, self.wire.dtype)
             activity = jnp.sum(expg_spike_count(current, firing, code), (1, 2, 3))
             if folding(self):
                 self.put_variable("deployed", "threshold", firing if unit is None else firing / unit)
-        return Signal(levels.astype(self.wire.dtype), threshold, code, "levels", name), activity
+        return Signal(levels, threshold, code, "levels", name), activity
 
     def _stepped(self, current, name):
         steps = self.wire.code.num_steps

@@ -9,9 +9,12 @@ from ge2mst_jax.spiking import align
 
 
 class Synapse(nn.Module):
-    """`y = BN(conv(x))` of a signal; grouped, depth-wise, strided or 1×1 by its fields.
+    """`y = BN(conv(n))` of a signal's levels or spikes; grouped, depth-wise, strided or 1×1 by its fields.
 
-    Deployed: `y = conv(n, W') + b'` with `W' = W·θ·γ/σ` and `b' = β - μγ/σ`, in units of `unit` where one is given.
+    The value of a level, `θ`, is no factor here: BatchNorm divides by the scale of what it gets, so `BN(conv(θn))` is
+    the same (but for its epsilon), and its statistics have folded `θ` already.
+
+    Deployed: `y = conv(n, W') + b'` with `W' = W·γ/σ` and `b' = β - μγ/σ`, in units of `unit` where one is given.
 
     Args:
         wire: the network's agreement.
@@ -46,9 +49,9 @@ class Synapse(nn.Module):
             current = signal.integrate(lambda x: conv2d(x, kernel, self.stride, exact=True))
             current = current + align(self.param("bias", nn.initializers.zeros, (self.features,)), current)
         else:
-            weights = signal.weigh(kernel).astype(self.wire.dtype)
+            weights = kernel.astype(self.wire.dtype)
             current = signal.integrate(lambda x: conv2d(x, weights, self.stride))
-            current = self._normalise(current, signal, kernel, train, unit)
+            current = self._normalise(current, kernel, train, unit)
         made = SynapseRecord(
             role=self.role,
             source=signal.source,
@@ -61,14 +64,14 @@ class Synapse(nn.Module):
         )
         return Current(current, (name,), signal.form == "steps"), {name: made}
 
-    def _normalise(self, current, signal, kernel, train, unit):
+    def _normalise(self, current, kernel, train, unit):
         norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
         normalised = norm(current.reshape(-1, *current.shape[-3:])).reshape(current.shape)
         if folding(self):
             params, stats = norm.variables["params"], norm.variables["batch_stats"]
             gain = params["scale"] / jnp.sqrt(stats["var"] + norm.epsilon)
             folded = {
-                "kernel": signal.weigh(kernel) * align(gain, kernel),
+                "kernel": kernel * align(gain, kernel),
                 "bias": params["bias"] - stats["mean"] * gain,
             }
             for key, value in folded.items():

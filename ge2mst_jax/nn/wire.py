@@ -82,8 +82,11 @@ class Signal:
         return arrived.reshape(*self.data.shape[:2], *arrived.shape[1:])  # [T, B, ...]
 
     def weigh(self, kernel):
-        """The weights as this signal's receiver uses them: times the value of one level, until that is folded."""
-        return kernel if self.threshold is None else kernel * self.threshold
+        """The weights as this signal's receiver uses them: times the value of one level, until that is folded.
+
+        The twin's backward pass moves the threshold; here it is held.
+        """
+        return kernel if self.threshold is None else kernel * jax.lax.stop_gradient(self.threshold)
 
     @property
     def planes(self):

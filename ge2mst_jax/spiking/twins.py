@@ -1,7 +1,8 @@
 """Twins: the one-pass closed form of neurons that send levels, with hand-written backward passes.
 
-A twin returns levels `n`; the value that it stands for is `θ·n`. Each backward pass keeps the current and
-the threshold alone (arrays that the forward pass holds anyway) and computes the rest anew.
+A twin returns levels `n`; the value that it stands for is `θ·n`. Its backward pass is that of this value, with the
+outer `θ` held: take `stop_gradient(θ)·n` (as `nn.Signal` does) and every gradient is right. So nothing but the current
+is kept, which the compiler computes anew from what a BatchNorm keeps anyway.
 """
 
 import functools
@@ -27,12 +28,10 @@ def project(levels, code: SpikeCode):
 
 def _staircase(current, threshold, code):
     theta = align(threshold, current)
-    # A compiled I/θ may be I·(1/θ), which misses ties: the level is off by one at most, and two comparisons mend it.
-    nearest = jnp.clip(jnp.floor(current / theta + 0.5), 0, code.max_level)
-    membrane = current + theta / 2
-    above = (membrane >= (nearest + 1) * theta).astype(current.dtype)
-    below = (membrane < nearest * theta).astype(current.dtype)
-    return project(jnp.clip(nearest + above - below, 0, code.max_level), code)
+    # No rounded quotient meets every tie. This one is the level or the one below; an exact comparison says which.
+    below = jnp.floor(current * (1 / theta) + 0.499)
+    more = current + theta / 2 >= (below + 1) * theta
+    return project(jnp.clip(below + more, 0, code.max_level), code)
 
 
 def _sum_to(gradient, threshold):
@@ -43,64 +42,78 @@ def _sum_to(gradient, threshold):
     return summed.reshape(threshold.shape).astype(threshold.dtype)
 
 
-def _twin(threshold_slope):
-    """A staircase whose backward pass has `∂n/∂I = 1/θ` inside `[0, θL]` and a given `θ ∂n/∂θ` there."""
+def _twin(to_top):
+    """A staircase whose backward pass is the value's: `g` inside `[0, θL]`, and `to_top` of the gradient `g` for `θL`.
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-    def twin(current, threshold, code):
-        return _staircase(current, threshold, code)
+    Levels are returned, so what arrives is `θ·g` and what leaves is divided by `θ` again.
+    """
 
-    def forward(current, threshold, code):
-        return _staircase(current, threshold, code), (current, threshold)
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+    def twin(current, threshold, code, dtype):
+        return _staircase(current, threshold, code).astype(dtype)
 
-    def backward(code, residuals, gradient):
+    def forward(current, threshold, code, dtype):
+        return twin(current, threshold, code, dtype), (current, threshold)
+
+    def backward(code, dtype, residuals, gradient):
         current, threshold = residuals
-        theta = align(threshold, current)
+        theta, gradient = align(threshold, current), gradient.astype(current.dtype)
         inside = (current >= 0) & (current <= theta * code.max_level)
-        # ∂n/∂I = 1/θ: the value θn follows the current one to one.
-        to_current = jnp.where(inside, gradient / theta, 0)
-        return to_current, _sum_to(-to_current * threshold_slope(current, theta, code), threshold)
+        # Factors wait until after the sum: before it the compiler would keep them as large as the layer.
+        moved = _sum_to(to_top(gradient, current, theta, code), threshold) * code.max_level / threshold
+        return jnp.where(inside, gradient / theta, 0), moved
 
     twin.defvjp(forward, backward)
     return twin
 
 
-_expg = _twin(_staircase)
-_qcfs = _twin(lambda current, theta, code: current / theta)
+def _expg_to_top(gradient, current, theta, code):
+    return jnp.where(current > theta * code.max_level, gradient, 0)
 
 
-def expg_twin(current, threshold, code: SpikeCode):
+def _qcfs_to_top(gradient, current, theta, code):
+    error = jnp.where(current < 0, 0, _staircase(current, theta, code) - current / theta) / code.max_level
+    return jnp.where(current > theta * code.max_level, 1, error) * gradient
+
+
+_expg = _twin(_expg_to_top)
+_qcfs = _twin(_qcfs_to_top)
+
+
+def expg_twin(current, threshold, code: SpikeCode, dtype=None):
     """Levels of ExpG-IF neurons in one pass, `n = project(clip(⌊I/θ + ½⌋, 0, L))`.
 
-    Backward, for the value `θn`: `∂(θn)/∂I` is 1 inside `[0, θL]` and 0 outside, `∂(θn)/∂θ` is `L` where
-    `I > θL` and 0 elsewhere: only saturated currents move the threshold. For `n` itself that is `∂n/∂I = 1/θ`
-    and `∂n/∂θ = -n/θ` inside, 0 outside. Cost and memory do not depend on `T`.
+    Backward, for the value `θn` with the outer `θ` held: `∂(θn)/∂I` is 1 inside `[0, θL]` and 0 outside, `∂(θn)/∂θ`
+    is `L` where `I > θL` and 0 elsewhere: only saturated currents move the threshold. Cost and memory do not depend
+    on `T`.
 
     Args:
         current: `I`, `[...]`, floating; use float32, bf16 flips levels.
         threshold: `θ > 0`, scalar or broadcasting to `current`'s last axes.
         code: the neuron's code.
+        dtype: of the levels, if not the current's; bf16 holds all of them exactly.
 
     Returns:
-        Levels `[...]`, integers `0..L` in the current's dtype.
+        Levels `[...]`, integers `0..L`.
 
     Source: our reading of "lossless conversion with constant training overhead" in the abstract of
     arXiv:2604.08894; `expg_fire` is the neuron.
 
     >>> expg_twin(jnp.array([-1.0, 0.5, 2.4, 99.0]), 1.0, SpikeCode.parse("2x2"))
     Array([0., 1., 2., 6.], dtype=float32)
-    >>> jax.grad(lambda t: t * expg_twin(jnp.array(99.0), t, SpikeCode.parse("2x2")))(1.0)
-    Array(6., dtype=float32, weak_type=True)
+    >>> value = lambda i, t: jax.lax.stop_gradient(t) * expg_twin(i, t, SpikeCode.parse("2x2"))
+    >>> [float(g) for g in jax.grad(value, (0, 1))(1.2, 0.5)], [float(g) for g in jax.grad(value, (0, 1))(99.0, 0.5)]
+    ([1.0, 0.0], [0.0, 6.0])
     """
     current = jnp.asarray(current)
-    return _expg(current, jnp.asarray(threshold, current.dtype), code)
+    return _expg(current, jnp.asarray(threshold, current.dtype), code, jnp.dtype(dtype or current.dtype))
 
 
-def qcfs_twin(current, threshold, code: SpikeCode):
+def qcfs_twin(current, threshold, code: SpikeCode, dtype=None):
     """Levels of the QCFS activation, `n = clip(⌊I/θ + ½⌋, 0, L)`, trained straight through.
 
-    Backward: `∂n/∂I = 1/θ` and `∂n/∂θ = -I/θ²` inside `[0, θL]`, 0 outside, so the value `θn` moves the
-    threshold by its rounding error inside and by `L` where saturated. In QCFS's own terms `λ = θL`.
+    Backward, for the value `θn` with the outer `θ` held: `∂(θn)/∂I` is 1 inside `[0, θL]`, `∂(θn)/∂θ` is the rounding
+    error `n - I/θ` inside and `L` above. In QCFS's own terms `λ = θL`.
 
     Args, Returns: as `expg_twin`; the code should be a rate code, `"4x1"`.
 
@@ -110,10 +123,10 @@ def qcfs_twin(current, threshold, code: SpikeCode):
     Array([1., 4.], dtype=float32)
     """
     current = jnp.asarray(current)
-    return _qcfs(current, jnp.asarray(threshold, current.dtype), code)
+    return _qcfs(current, jnp.asarray(threshold, current.dtype), code, jnp.dtype(dtype or current.dtype))
 
 
-def sfa_twin(current, code: SpikeCode):
+def sfa_twin(current, code: SpikeCode, dtype=None):
     """Levels of spike-firing approximation, `n = ⌊clip(I, 0, L) + ½⌋`: a threshold of 1 that nothing learns.
 
     Its value is `n/L`. Backward: `∂n/∂I` is 1 inside `[0, L]`.
@@ -121,6 +134,7 @@ def sfa_twin(current, code: SpikeCode):
     Args:
         current: `I`, `[...]`, floating.
         code: a rate code, `"4x1"`.
+        dtype: as in `expg_twin`.
 
     Source: Yao et al., 2025 (Spike-Driven Transformer V3).
 
@@ -128,7 +142,7 @@ def sfa_twin(current, code: SpikeCode):
     Array([0., 3., 4.], dtype=float32)
     """
     current = jnp.asarray(current)
-    return _qcfs(current, jax.lax.stop_gradient(jnp.ones((), current.dtype)), code)
+    return _expg(current, jnp.ones((), current.dtype), code, jnp.dtype(dtype or current.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

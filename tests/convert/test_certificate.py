@@ -211,32 +211,25 @@ def test_fold_is_the_stated_formula_with_gains_of_both_signs(model, variables):
     params = traverse_util.flatten_dict(variables["params"], sep="/")
     stats = traverse_util.flatten_dict(variables["batch_stats"], sep="/")
 
-    def expected(layer, theta):
+    def expected(layer):
         gain = params[f"{layer}/norm/scale"] / np.sqrt(stats[f"{layer}/norm/var"] + 1e-5)
         assert (gain < 0).any()
         assert (gain > 0).any()
-        return params[f"{layer}/kernel"] * theta * gain, params[f"{layer}/norm/bias"] - stats[
-            f"{layer}/norm/mean"
-        ] * gain
+        return params[f"{layer}/kernel"] * gain, params[f"{layer}/norm/bias"] - stats[f"{layer}/norm/mean"] * gain
 
     def softplus(x):
         return np.log1p(np.exp(x))
 
-    down = "stage_1/down"
     block = "stage_1/block_0/attention"
-    for layer, theta in [
-        ("stem/synapse", 1 / 255),
-        (f"{down}/synapse", softplus(params[f"{down}/neuron/raw"])),
-        (f"{block}/out", softplus(params[f"{block}/neuron_out/raw"])),
-    ]:
-        kernel, bias = expected(layer, theta)
+    for layer in ("stem/synapse", "stage_1/down/synapse", f"{block}/out"):
+        kernel, bias = expected(layer)
         np.testing.assert_allclose(folded[f"{layer}/kernel"], kernel, rtol=2e-6)
         np.testing.assert_allclose(folded[f"{layer}/bias"], bias, rtol=2e-6, atol=1e-6)
     # Attention: the current is counted in units of 2^-p θq θk θv, one a head. 4 tokens of width 8: p = log2(32) - 4.
     heads = [softplus(params[f"{block}/neuron_{key}/raw"]) for key in "qk"]
     theta_v = softplus(params[f"{block}/neuron_v/raw"])
     unit = np.repeat(0.5 * heads[0] * heads[1] * theta_v, 8)
-    kernel, bias = expected(f"{block}/local", theta_v)
+    kernel, bias = expected(f"{block}/local")
     np.testing.assert_allclose(folded[f"{block}/local/kernel"], kernel / unit, rtol=1e-5)
     np.testing.assert_allclose(folded[f"{block}/local/bias"], bias / unit, rtol=1e-5, atol=1e-5)
     theta_out = softplus(params[f"{block}/neuron_out/raw"])

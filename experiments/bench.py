@@ -1,0 +1,211 @@
+"""What the neuron, the attention and the spiking execution cost, measured in one run as paired medians.
+
+    python experiments/bench.py [--json FILE] [--quick True]
+
+Alternatives take turns (a b a b ...), so that a busy machine slows all of them; a figure is the median of its turns.
+Memory is the compiler's own figure: temporary bytes of the compiled training step. About 5 minutes on 2 CPU cores.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ge2mst_jax import create_model
+from ge2mst_jax.convert import deploy
+from ge2mst_jax.convert.deploy import forward
+from ge2mst_jax.grouping import Scale, gw_attention, ssa
+from ge2mst_jax.report import environment, write_whole
+from ge2mst_jax.train.command import run_command
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measures the twin, training memory over T, attention and the spiking execution; prints and writes ratios."""
+
+    json: Path | None = None
+    """Also write the figures to this file."""
+    model: str = "ge2mst_cifar"
+    """The network that is trained and executed."""
+    image_size: int = 32
+    """Side of its images."""
+    batch_size: int = 8
+    """Images a step."""
+    rounds: int = 9
+    """Turns of each alternative."""
+    quick: bool = False
+    """Only see that it runs: ge2mst_nano at 8x8, 4 images, 2 turns, 4² and 8² tokens."""
+
+
+def medians(alternatives: dict, rounds: int) -> dict[str, float]:
+    """Seconds of each alternative, the median over turns that alternate; the first call of each is not counted."""
+    for run in alternatives.values():
+        jax.block_until_ready(run())
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    for _ in range(rounds):
+        for name, run in alternatives.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(turns)) for name, turns in seconds.items()}
+
+
+def random_batch(options: Bench):
+    random = np.random.default_rng(0)
+    shape = (options.batch_size, options.image_size, options.image_size, 3)
+    return jnp.asarray(random.integers(0, 256, shape, np.uint8)), jnp.asarray(random.integers(0, 10, shape[0]))
+
+
+def training_step(options: Bench, **changes):
+    """The compiled training step of a network, and a call of it on one batch: the loss's gradient and an SGD update."""
+    model = create_model(options.model, **changes)
+    images, labels = random_batch(options)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+
+    def loss(params, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        (logits, _), updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), updates
+
+    @jax.jit
+    def step(params, batch_stats):
+        gradients, updates = jax.grad(loss, has_aux=True)(params, batch_stats)
+        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradients), updates
+
+    arguments = variables["params"], variables["batch_stats"]
+    compiled = step.lower(*arguments).compile()
+    return compiled, functools.partial(compiled, *arguments)
+
+
+def temporary_bytes(compiled) -> int:
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def twin_against_relu(options: Bench) -> dict:
+    """One network, one training step, only the neuron differs."""
+    steps = {neuron: training_step(options, neuron=neuron) for neuron in ("relu", "expg")}
+    seconds = medians({neuron: run for neuron, (_, run) in steps.items()}, options.rounds)
+    memory = {neuron: temporary_bytes(compiled) for neuron, (compiled, _) in steps.items()}
+    return {
+        "seconds": seconds,
+        "bytes": memory,
+        "time_ratio": seconds["expg"] / seconds["relu"],
+        "memory_ratio": memory["expg"] / memory["relu"],
+    }
+
+
+def training_over_time_steps(options: Bench) -> dict:
+    """The twin and LIF-STBP at T = 1, 2, 4, 8, on `ge2mst_nano`."""
+    nano = dataclasses.replace(options, model="ge2mst_nano")
+    codes = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4"}
+    if options.quick:
+        codes = {1: "1x1", 2: "1x2"}
+    rows = {}
+    for steps, code in codes.items():
+        made = {name: training_step(nano, neuron=name, code=code) for name in ("expg", "lif")}
+        seconds = medians({name: run for name, (_, run) in made.items()}, options.rounds)
+        rows[str(steps)] = {
+            name: {"seconds": seconds[name], "bytes": temporary_bytes(compiled)} for name, (compiled, _) in made.items()
+        }
+    return rows
+
+
+def quadratic_ssa(q, k, v):
+    """Full attention as most of the field computes it, `A = q kᵀ` first: what `ssa` avoids where tokens outnumber d."""
+    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))  # [N, h, d]
+    return jnp.einsum("hnm,mhe->nhe", jnp.einsum("nhd,mhd->hnm", q, k), v)
+
+
+def attention(options: Bench, heads: int = 4, width: int = 32) -> dict:
+    """GW-SSA in groups of 7x7 against full attention, both orders of its products, by the number of tokens."""
+    scales = (Scale("block", 7), Scale("grid", 7))
+    sides = (14, 28, 56)
+    if options.quick:
+        scales, sides = (Scale("block", 2), Scale("grid", 2)), (4, 8)
+    random, rows = np.random.default_rng(0), {}
+    for side in sides:
+        q, k, v = (jnp.float32(random.random((side, side, heads, width)) < 0.2) for _ in "qkv")
+        forms = {
+            "gw_ssa": jax.jit(lambda q, k, v: gw_attention(q, k, v, scales)),
+            "ssa": jax.jit(ssa),
+            "ssa_quadratic": jax.jit(quadratic_ssa),
+        }
+        seconds = medians({n: functools.partial(f, q, k, v) for n, f in forms.items()}, options.rounds)
+        flops = {n: f.lower(q, k, v).compile().cost_analysis()["flops"] for n, f in forms.items()}
+        rows[str(side**2)] = {n: {"seconds": seconds[n], "flops": flops[n]} for n in forms}
+    return rows
+
+
+def spiking_against_dense(options: Bench) -> dict:
+    """One deployed network of T = 4, executed both ways."""
+    model = create_model(options.model, code="2x2")
+    images, _ = random_batch(options)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    net = deploy(model, variables, images.shape[1:])
+    seconds = medians(
+        {
+            execution: functools.partial(forward, net.executed(execution), {"params": net.params}, images)
+            for execution in ("dense", "spiking")
+        },
+        options.rounds,
+    )
+    return {"seconds": seconds, "time_ratio": seconds["spiking"] / seconds["dense"]}
+
+
+def tables(found: dict):
+    """The figures as tables for the terminal."""
+    twin, spiking = found["twin_against_relu"], found["spiking_against_dense"]
+    table = Table("ratio", title=f"{found['model']}, batch {found['batch_size']}")
+    table.add_column("measured", justify="right")
+    table.add_row("training step, twin / ReLU, time", f"{twin['time_ratio']:.3f}")
+    table.add_row("training step, twin / ReLU, memory", f"{twin['memory_ratio']:.3f}")
+    table.add_row("execution, spiking (T = 4) / dense, time", f"{spiking['time_ratio']:.3f}")
+    yield table
+    table = Table("T", title="training step of ge2mst_nano over the time steps")
+    for column in ("twin, ms", "twin, MiB", "LIF, ms", "LIF, MiB"):
+        table.add_column(column, justify="right")
+    for steps, row in found["training_over_time_steps"].items():
+        cells = (f(row[n]) for n in ("expg", "lif") for f in (_milliseconds, lambda r: f"{r['bytes'] / 2**20:.1f}"))
+        table.add_row(steps, *cells)
+    yield table
+    table = Table("tokens", title="attention, 4 heads of width 32, milliseconds (MFLOP)")
+    for column in ("GW-SSA", "SSA, q(kᵀv)", "SSA, (qkᵀ)v"):
+        table.add_column(column, justify="right")
+    for tokens, row in found["attention"].items():
+        table.add_row(tokens, *(f"{_milliseconds(r)} ({r['flops'] / 1e6:.1f})" for r in row.values()))
+    yield table
+
+
+def _milliseconds(row) -> str:
+    return f"{1e3 * row['seconds']:.2f}"
+
+
+MEASUREMENTS = (twin_against_relu, training_over_time_steps, attention, spiking_against_dense)
+
+
+def main(options: Bench) -> None:
+    if options.rounds < 1:
+        raise ValueError(f"rounds is {options.rounds}: it must be at least 1")
+    if options.quick:
+        options = dataclasses.replace(options, model="ge2mst_nano", image_size=8, batch_size=4, rounds=2)
+    console = Console()
+    found = {"model": options.model, "batch_size": options.batch_size, "environment": environment()}
+    for measure in track(MEASUREMENTS, "measuring", console=console):
+        found[measure.__name__] = measure(options)
+    for table in tables(found):
+        console.print(table)
+    if options.json is not None:
+        write_whole(options.json, json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main, Bench)

@@ -1,0 +1,18 @@
+"""What a run leaves for people: `report.json`, one HTML page that opens offline, pictures, a table."""
+
+from ge2mst_jax.report.figures import draw_figures
+from ge2mst_jax.report.page import render_page
+from ge2mst_jax.report.record import SCHEMA, build_report, environment
+from ge2mst_jax.report.tables import summary_table
+from ge2mst_jax.report.write import write_report, write_whole
+
+__all__ = [
+    "SCHEMA",
+    "build_report",
+    "draw_figures",
+    "environment",
+    "render_page",
+    "summary_table",
+    "write_report",
+    "write_whole",
+]

@@ -1,0 +1,96 @@
+"""`report.json`: everything that a run found, in one dictionary."""
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ge2mst_jax.energy import CONVENTIONS, energy
+
+SCHEMA = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def environment() -> dict:
+    """What the numbers were measured on: versions, device, cores, commit, time.
+
+    >>> sorted(environment())
+    ['commit', 'cores', 'device', 'devices', 'packages', 'python', 'time']
+    """
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "device": f"{device.platform}: {device.device_kind}",
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "commit": _commit(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout that the package lies in, with `+` where files differ from it; `None` outside of one."""
+    root = Path(__file__).parents[2]
+
+    def git(*words):
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def build_report(*, dataset, model_name, net, certificate, counter, audit, seconds, training) -> dict:
+    """The content of `report.json`.
+
+    Args:
+        dataset: what was trained and tested on, a `data.Dataset`.
+        model_name: as `create_model` knows it.
+        net: the `DeployedNet`, with its training network.
+        certificate: from `certify`, with labels.
+        counter: `SpikeCounter` over the test images.
+        audit: of the spiking execution.
+        seconds: of each phase.
+        training: the run's configuration.
+
+    Returns:
+        `{schema, environment, dataset, model, training, accuracy, certificate, energy, spikes_per_neuron, neurons,
+        audit, seconds}`; energies are means per image in mJ.
+    """
+    parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(net.source["params"]))
+    num_steps = net.model.code.num_steps
+    return {
+        "schema": SCHEMA,
+        "environment": environment(),
+        "dataset": {
+            "name": dataset.name,
+            "train": len(dataset.train_images),
+            "test": len(dataset.test_images),
+            "image_shape": list(dataset.image_shape),
+        },
+        "model": {
+            "name": model_name,
+            "parameters": int(parameters),
+            "code": str(net.model.code),
+            "neuron": net.model.neuron,
+            "input_code": net.model.input_code,
+        },
+        "training": training,
+        "accuracy": certificate.accuracy,
+        "certificate": {key: value for key, value in certificate.as_dict().items() if key != "accuracy"},
+        "energy": {name: energy(counter, convention, num_steps) for name, convention in CONVENTIONS.items()},
+        "spikes_per_neuron": counter.spikes_per_neuron,
+        "neurons": [
+            {"name": n.name, "neurons": n.neurons, "spikes_per_neuron": n.spikes / (n.neurons * counter.images)}
+            for n in counter.neurons.values()
+        ],
+        "audit": audit.as_dict(),
+        "seconds": dict(seconds),
+    }

@@ -1,0 +1,36 @@
+"""The summary that a script prints when it is done."""
+
+from rich.table import Table
+
+
+def summary_table(report: dict) -> Table:
+    """Accuracy, certificate, energy and audit of a run in one table for the terminal."""
+    model, data, certificate, accuracy = (report[key] for key in ("model", "dataset", "certificate", "accuracy"))
+    table = Table("what", title=f"{model['name']} on {data['name']}, code {model['code']}, neuron {model['neuron']}")
+    table.add_column("found", justify="right")
+    images = f"{data['test']} test images"
+    table.add_row(f"accuracy, training network, {images}", f"{100 * accuracy['training']:.2f} %")
+    table.add_row(f"accuracy, dense, {images}", f"{100 * accuracy['dense']:.2f} %")
+    table.add_row(f"accuracy, spiking, {images}", f"{100 * accuracy['spiking']:.2f} %")
+    table.add_section()
+    table.add_row("spikes compared between dense and spiking", f"{certificate['spikes_compared']:,}")
+    table.add_row("spikes, levels, logits that differ", differing(certificate))
+    table.add_row("real × real products left", str(report["audit"]["real_x_real"]))
+    table.add_section()
+    for name, energy in report["energy"].items():
+        table.add_row(f"energy an image, {name}", f"{1e3 * energy['total_mj']:.3f} µJ")
+    table.add_row("spikes per neuron and image", f"{report['spikes_per_neuron']:.3f}")
+    table.add_row("parameters", f"{model['parameters']:,}")
+    table.add_section()
+    for phase, seconds in report["seconds"].items():
+        table.add_row(f"seconds to {phase}", f"{seconds:.1f}")
+    return table
+
+
+def differing(certificate: dict) -> str:
+    """Spikes, levels and logits that differ, in words.
+
+    >>> differing({"spikes_differing": 0, "levels_differing": 0, "logits_differing": 0})
+    '0, 0, 0'
+    """
+    return ", ".join(str(certificate[f"{what}_differing"]) for what in ("spikes", "levels", "logits"))

@@ -1,0 +1,39 @@
+"""Writes a run's report whole: each file under a temporary name first, then renamed."""
+
+import json
+import os
+from pathlib import Path
+
+from ge2mst_jax.report.figures import draw_figures
+from ge2mst_jax.report.page import render_page
+
+
+def write_whole(path, content: bytes | str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_report(run_dir, report: dict, net, images, history) -> None:
+    """Writes `report.json`, `report.html` and `figures/*.png`.
+
+    Args:
+        run_dir: an existing folder.
+        report: from `build_report`.
+        net: the `DeployedNet`.
+        images: `[N, H, W, C]` test images: levels are counted over all of them, the first is drawn.
+        history: metrics of every epoch.
+    """
+    run_dir = Path(run_dir)
+    figures = draw_figures(report, net, images, history)
+    folder = run_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, png in figures.items():
+        write_whole(folder / f"{name}.png", png)
+    write_whole(run_dir / "report.html", render_page(report, figures))
+    write_whole(run_dir / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
