@@ -74,9 +74,9 @@ def count(net, images, batch_size: int = 120, advance=None) -> SpikeCounter:
 
 def main(options: Quickstart) -> None:
     console = Console()
-    options.run_dir.mkdir(parents=True, exist_ok=True)
     data = load_digits()
     model = create_model(options.model, num_classes=data.num_classes, code=options.code, input_code=options.input_code)
+    options.run_dir.mkdir(parents=True, exist_ok=True)
     phases = Phases(console)
     with phases.progress:
         with phases.phase("train", options.train.epochs) as advance:

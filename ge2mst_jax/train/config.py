@@ -8,18 +8,18 @@ class TrainConfig:
     """Of one training run.
 
     >>> TrainConfig(epochs=2).batch_size
-    32
+    64
     """
 
-    epochs: int = 25
+    epochs: int = 30
     """Passes over the training images."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Images a step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     """Peak of AdamW's learning rate; linear warm-up, then a cosine to 1 % of it."""
     warmup_epochs: float = 1.0
     """Length of the warm-up."""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     """Of kernels alone: thresholds, gains, biases and leaks have none."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes."""

@@ -1,0 +1,131 @@
+"""A pulse of the scripts that people launch, and what they say to a wrong input."""
+
+import json
+import sys
+
+import bench
+import numpy as np
+import predict
+import pytest
+import quickstart
+from PIL import Image
+
+from ge2mst_jax.data import load_digits
+from ge2mst_jax.train.command import run_command
+
+
+def run(module, options, *arguments):
+    """Runs a script's command line in this process; returns its exit status."""
+    before, sys.argv = sys.argv, [f"{module.__name__}.py", *map(str, arguments)]
+    try:
+        run_command(module.main, options)
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quick start")
+    assert run(quickstart, quickstart.Quickstart, "--run-dir", folder, "--train.epochs", 2) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digit(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "digit.png"
+    Image.fromarray(load_digits().test_images[0, ..., 0]).save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_quickstart_writes_its_report_and_a_checkpoint(run_dir):
+    report = json.loads((run_dir / "report.json").read_text())
+    assert report["certificate"]["images"] == 360
+    assert report["certificate"]["spikes_differing"] == report["certificate"]["levels_differing"] == 0
+    assert report["audit"]["real_x_real"] == 0
+    assert report["accuracy"]["dense"] == report["accuracy"]["spiking"] > 0.5
+    assert (run_dir / "report.html").is_file()
+    assert not [p for p in run_dir.rglob("*") if p.name.endswith(".tmp")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", ["dense", "spiking"])
+def test_predict_classifies_an_image(run_dir, digit, execution, capsys):
+    checkpoint = run_dir / "checkpoint"
+    assert run(predict, predict.Predict, digit, "--checkpoint", checkpoint, "--execution", execution) == 0
+    assert "digit.png" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_predict_refuses_an_image_of_another_size_and_a_damaged_checkpoint(run_dir, digit, tmp_path, capsys):
+    wide = tmp_path / "wide.png"
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(wide)
+    assert run(predict, predict.Predict, wide, "--checkpoint", run_dir / "checkpoint") == 2
+    assert "wide.png is 9x8 pixels: this network takes 8x8" in capsys.readouterr().err
+
+    broken = tmp_path / "checkpoint"
+    files = [p for p in (run_dir / "checkpoint").rglob("*") if p.is_file()]
+    for file in files:
+        copy = broken / file.relative_to(run_dir / "checkpoint")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    largest = max(broken.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    assert run(predict, predict.Predict, digit, "--checkpoint", broken) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["missing.png"], "no checkpoint at"),
+        (["missing.png", "--checkpoint", "."], "is not one of a deployed network|cannot be read"),
+        ([], "no image: name at least one image file"),
+    ],
+)
+def test_predict_refuses_in_one_line(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(predict, predict.Predict, *arguments) == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1
+    assert any(part in said for part in says.split("|"))
+
+
+def test_predict_refuses_what_is_no_image(tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("not an image")
+    with pytest.raises(ValueError, match=r"text\.png is not an image that can be read"):
+        predict.read_image(text, (8, 8, 1))
+    with pytest.raises(ValueError, match="no image file at"):
+        predict.read_image(tmp_path / "absent.png", (8, 8, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--code", "0x4"], "groups is 0: it must be 1 to 255"),
+        (["--model", "ge2mst_xl"], "unknown model 'ge2mst_xl': known are ge2mst_nano"),
+        (["--train.epochs", "0"], "epochs is 0: it must be at least 1"),
+        (["--train.spike-budget", "-1"], "spike_budget is -1.0: it must be above 0"),
+    ],
+)
+def test_quickstart_refuses_in_one_line(arguments, says, capsys, tmp_path):
+    assert run(quickstart, quickstart.Quickstart, "--run-dir", tmp_path / "run", *arguments) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_bench_prints_and_writes_its_figures(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    assert run(bench, bench.Bench, "--quick", "True", "--json", path) == 0
+    found = json.loads(path.read_text())
+    assert found["spiking_against_dense"]["time_ratio"] > 1
+    memory = [row["expg"]["bytes"] for row in found["training_over_time_steps"].values()]
+    assert len(set(memory)) == 1
+    assert "twin / ReLU" in capsys.readouterr().out
