@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ge2mst_jax import create_model
 from ge2mst_jax.convert import certify, deploy, save_net
 from ge2mst_jax.data import load_digits
 from ge2mst_jax.energy import SpikeCounter, audit
 from ge2mst_jax.report import build_report, summary_table, write_report
-from ge2mst_jax.train import TrainConfig, fit
+from ge2mst_jax.train import TrainConfig, as_json, read_metrics, train
 from ge2mst_jax.train.command import run_command
 
 
@@ -30,13 +30,7 @@ class Quickstart:
     """Trains, converts, certifies and reports Ge²mS-T on scikit-learn's handwritten digits."""
 
     run_dir: Path = Path("runs/quickstart")
-    """Where the report, the pictures and the checkpoint go."""
-    model: str = "ge2mst_nano"
-    """Name of the network's size."""
-    code: str = "2x2"
-    """Temporal grouping of every neuron, GxK[/cap][+s1,...]."""
-    input_code: str = "1x8"
-    """How the image is presented: 1x8 (bit planes) or direct (one multiply-accumulate pass)."""
+    """Where the report, the pictures and the checkpoint go; a run that is there already goes on."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """The training run."""
 
@@ -72,15 +66,36 @@ def count(net, images, batch_size: int = 120, advance=None) -> SpikeCounter:
     return counter
 
 
+def epochs_of(metrics: list[dict], steps_per_epoch: float) -> list[dict]:
+    """Means over the steps of each epoch, from the lines of `metrics.jsonl`.
+
+    >>> epochs_of([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}, {"step": 2, "test": {}}], 2)
+    [{'epoch': 1, 'loss': 2.0}]
+    """
+    epochs: dict[int, list[dict]] = {}
+    for line in metrics:
+        if "loss" in line:
+            epochs.setdefault(int((line["step"] - 1) // steps_per_epoch) + 1, []).append(line)
+    return [
+        {"epoch": epoch, **{key: float(np.mean([line[key] for line in lines])) for key in lines[0] if key != "step"}}
+        for epoch, lines in epochs.items()
+    ]
+
+
 def main(options: Quickstart) -> None:
-    console = Console()
-    data = load_digits()
-    model = create_model(options.model, num_classes=data.num_classes, code=options.code, input_code=options.input_code)
-    options.run_dir.mkdir(parents=True, exist_ok=True)
+    if options.train.data != "digits":
+        raise ValueError(
+            f"data is {options.train.data!r}: the quickstart is for digits; experiments/train.py takes others"
+        )
+    console, config, data = Console(), options.train, load_digits()
     phases = Phases(console)
+    start = time.perf_counter()
+    trained = train(config, options.run_dir, console)
+    if not trained.complete:
+        return
+    phases.seconds["train"] = round(time.perf_counter() - start, 2)
+    state, model, input_code = trained.state, trained.setup.model, config.input_code
     with phases.progress:
-        with phases.phase("train", options.train.epochs) as advance:
-            state, history = fit(model, data, options.train, lambda m: advance(m["epoch"], f"loss {m['loss']:.3f}"))
         with phases.phase("convert", 1):
             net = deploy(model, state.ema, data.image_shape, (data.train_images, data.train_labels))
         with phases.phase("certify", len(data.test_images)) as advance:
@@ -88,14 +103,16 @@ def main(options: Quickstart) -> None:
         with phases.phase("count", len(data.test_images)) as advance:
             counter = count(net, data.test_images, advance=advance)
             products = audit(net)
-            if options.input_code == "1x8":
+            if input_code == "1x8":
                 products.check()
         with phases.phase("report", 1):
-            save_net(options.run_dir / "checkpoint", net, options.model)
+            save_net(options.run_dir / "checkpoint", net, config.model)
             report = build_report(
-                dataset=data, model_name=options.model, net=net, certificate=certificate, counter=counter,
-                audit=products, seconds=phases.seconds, training=dataclasses.asdict(options.train),
+                dataset=data, model_name=config.model, net=net, certificate=certificate, counter=counter,
+                audit=products, seconds=phases.seconds, training=as_json(config),
             )  # fmt: skip
+            lines = read_metrics(options.run_dir / "metrics.jsonl")
+            history = epochs_of(lines, len(data.train_images) / config.batch_size)
             write_report(options.run_dir, report, net, data.test_images, history)
     console.print(summary_table(report))
     console.print(f"report: {options.run_dir / 'report.html'}", soft_wrap=True)

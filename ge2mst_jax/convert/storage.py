@@ -53,7 +53,7 @@ def load_net(path) -> DeployedNet:
         about = ocp.metadata(path).custom_metadata or {}
         arrays = jax.tree.map(np.asarray, ocp.load(path, _abstract(path)))
     except Exception as error:  # Orbax and TensorStore raise whatever their readers meet
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {first_line(error)}") from error
     if about.get("schema") != SCHEMA:
         raise CheckpointError(f"the checkpoint {path} is not one of a deployed network (schema {SCHEMA})")
     net = DeployedNet(
@@ -70,7 +70,7 @@ def load_net(path) -> DeployedNet:
     try:
         check_network(net)
     except (CertificateError, KeyError) as error:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {_first_line(error)}") from error
+        raise CheckpointError(f"the checkpoint {path} is damaged: {first_line(error)}") from error
     return net
 
 
@@ -79,5 +79,5 @@ def _abstract(path):
     return jax.tree.map(lambda m: np.empty(m.shape, m.dtype) if hasattr(m, "shape") else m, ocp.metadata(path).metadata)
 
 
-def _first_line(error) -> str:
+def first_line(error) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

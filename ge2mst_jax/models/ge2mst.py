@@ -2,15 +2,21 @@
 
 import collections
 import dataclasses
+import itertools
 from typing import Any
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ge2mst_jax.grouping import Scale
 from ge2mst_jax.nn import AttentionBlock, ConvBlock, Current, Downsample, Head, Neuron, Stem, Wire
 from ge2mst_jax.spiking import SpikeCode
+
+#: What a block's backward pass computes anew: nothing; all but what the named policy of `jax.checkpoint` saves.
+REMAT = ("none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +45,30 @@ class Stage(nn.Module):
     scales: tuple[Scale, ...]
     expand: int
     group_width: int
+    drop_paths: tuple[float, ...]
+    remat: str
 
     @nn.compact
     def __call__(self, current: Current, train: bool):
         aux = {}
         if self.down:
             current, aux = Downsample(self.wire, self.size.channels, name="down")(current, train)
-        for i in range(self.size.depth):
+        for i, rate in enumerate(self.drop_paths):
             if self.size.kind == "conv":
-                block = ConvBlock(self.wire, name=f"block_{i}")
+                block = self._kind(ConvBlock)(self.wire, rate, name=f"block_{i}")
             else:
                 heads = self.size.channels // self.head_width
-                block = AttentionBlock(self.wire, heads, self.scales, self.expand, self.group_width, name=f"block_{i}")
+                block = self._kind(AttentionBlock)(
+                    self.wire, heads, self.scales, self.expand, self.group_width, rate, name=f"block_{i}"
+                )
             current, more = block(current, train)
             aux |= more
         return current, aux
+
+    def _kind(self, block):
+        if self.remat == "none" or self.wire.deployed:
+            return block
+        return nn.remat(block, policy=getattr(jax.checkpoint_policies, self.remat), static_argnums=(2,))
 
 
 class Ge2mST(nn.Module):
@@ -72,6 +87,9 @@ class Ge2mST(nn.Module):
         expand: hidden width of the feed-forward over the stream's.
         group_width: channels a group of its 3×3.
         input_code: `"1x8"` (bit planes, accumulate-only) or `"direct"` (one multiply-accumulate pass).
+        drop_path: in training, probability that the last block's branches are dropped for an image; earlier blocks'
+            are proportionally less. Needs the random stream `"dropout"`.
+        remat: one of `REMAT`.
         execution, capture, dtype: see `ge2mst_jax.nn.Wire`.
 
     Call: `(images [B, H, W, C], train=False)`, float in [0, 1] or uint8. Returns `(logits [B, num_classes], aux)`;
@@ -93,6 +111,8 @@ class Ge2mST(nn.Module):
     expand: int = 2
     group_width: int = 128
     input_code: str = "1x8"
+    drop_path: float = 0.0
+    remat: str = "none"
     execution: str = "training"
     capture: str = "counts"
     dtype: Any = jnp.float32
@@ -104,10 +124,13 @@ class Ge2mST(nn.Module):
         current, aux = Stem(
             wire, self.stages[0].channels, self.stem_kernel, self.stem_stride, self.input_code, name="stem"
         )(images, train)
+        rates = iter(np.linspace(0, self.drop_path, sum(size.depth for size in self.stages)).tolist())
         for i, size in enumerate(self.stages):
+            drop_paths = tuple(itertools.islice(rates, size.depth))
             stage = Stage(
-                wire, size, i > 0, self.head_width, self.scales, self.expand, self.group_width, name=f"stage_{i}"
-            )
+                wire, size, i > 0, self.head_width, self.scales, self.expand, self.group_width, drop_paths, self.remat,
+                name=f"stage_{i}",
+            )  # fmt: skip
             current, more = stage(current, train)
             aux |= more
         signal, more = Neuron(wire, name="neuron_head")(current)

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from ge2mst_jax.grouping import Scale
-from ge2mst_jax.models.ge2mst import Ge2mST, StageSize
+from ge2mst_jax.models.ge2mst import REMAT, Ge2mST, StageSize
 from ge2mst_jax.nn import CAPTURES, EXECUTIONS, INPUT_CODES, NEURONS
 from ge2mst_jax.spiking import SpikeCode
 
@@ -78,11 +78,14 @@ def create_model(name: str, **changes) -> Ge2mST:
         ("input_code", INPUT_CODES),
         ("execution", EXECUTIONS),
         ("capture", CAPTURES),
+        ("remat", REMAT),
     ):
         if field in fields and fields[field] not in known:
             raise ValueError(f"unknown {field} {fields[field]!r}: known are {', '.join(known)}")
     if not isinstance(fields["num_classes"], int) or fields["num_classes"] < 1:
         raise ValueError(f"num_classes is {fields['num_classes']!r}: it must be a whole number, at least 1")
+    if not 0 <= fields.get("drop_path", 0.0) < 1:
+        raise ValueError(f"drop_path is {fields['drop_path']}: it must be at least 0 and below 1")
     for stage in fields["stages"]:
         width = fields.get("head_width", Ge2mST.head_width)
         if stage.kind not in ("conv", "attention"):

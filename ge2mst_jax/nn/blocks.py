@@ -184,13 +184,27 @@ class FeedForward(nn.Module):
         return down, aux | more
 
 
+def drop_path(current: Current, rate: float, train: bool) -> Current:
+    """A branch of the membrane shortcut, dropped for an image with probability `rate` and scaled up where kept."""
+    if not rate or not train:
+        return current
+    axes = range(current.value.ndim)
+    dropped = nn.Dropout(rate, broadcast_dims=[a for a in axes if a != current.steps], deterministic=False)
+    return current.replace(value=dropped(current.value))
+
+
 class ConvBlock(nn.Module):
     """Convolution block: two dense 3×3 synapses in a membrane shortcut.
+
+    Args:
+        wire: the network's agreement.
+        drop_path: see `drop_path`.
 
     Call: `(Current, train) -> (Current, aux)`, the stream after the block.
     """
 
     wire: Wire
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, current: Current, train: bool):
@@ -201,7 +215,7 @@ class ConvBlock(nn.Module):
         signal, more = Neuron(self.wire, name="neuron_1")(inner)
         aux |= more
         inner, more = Synapse(self.wire, channels, 3, name="conv_1")(signal, train)
-        return current + inner, aux | more
+        return current + drop_path(inner, self.drop_path, train), aux | more
 
 
 class AttentionBlock(nn.Module):
@@ -215,13 +229,14 @@ class AttentionBlock(nn.Module):
     scales: tuple[Scale, ...]
     expand: int = 4
     group_width: int = 128
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, current: Current, train: bool):
         attended, aux = GWSSA(self.wire, self.heads, self.scales, name="attention")(current, train)
-        current = current + attended
+        current = current + drop_path(attended, self.drop_path, train)
         fed, more = FeedForward(self.wire, self.expand, self.group_width, name="feed_forward")(current, train)
-        return current + fed, aux | more
+        return current + drop_path(fed, self.drop_path, train), aux | more
 
 
 class Downsample(nn.Module):

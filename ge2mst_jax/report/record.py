@@ -29,12 +29,12 @@ def environment() -> dict:
         "device": f"{device.platform}: {device.device_kind}",
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
-        "commit": _commit(),
+        "commit": commit(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Of the checkout that the package lies in, with `+` where files differ from it; `None` outside of one."""
     root = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ class BudgetState(NamedTuple):
     """Of the controller, part of the train state.
 
     `rate`: smoothed spikes per neuron of the batches (negative before the first); `integral`: of the relative error;
-    `ratio`: the evaluated network's rate over the training batches' (augmented, batch statistics), as last measured.
+    `ratio`: the averaged network's rate over the training batches' (augmented, batch statistics), smoothed likewise.
     """
 
     rate: jax.Array
@@ -72,10 +72,11 @@ def steer(state: BudgetState, rate, budget: float, smoothing: float = 0.9, pace:
     return state._replace(integral=state.integral + pace * error)
 
 
-def calibrate(state: BudgetState, evaluated_rate) -> BudgetState:
-    """Takes in what the evaluated network spends, measured now and then: the budget is that network's.
+def calibrate(state: BudgetState, averaged_rate, rate, smoothing: float = 0.8) -> BudgetState:
+    """Takes in what the averaged network spends on the images of a batch that spent `rate`: the budget is its.
 
-    >>> float(calibrate(BudgetState(jnp.array(0.5), jnp.array(0.0), jnp.array(1.0)), 0.6).ratio)
+    >>> float(calibrate(init_budget(), jnp.array(0.6), jnp.array(0.5), smoothing=0.0).ratio)
     1.2000000476837158
     """
-    return state._replace(ratio=jnp.where(state.rate > 0, evaluated_rate / jnp.maximum(state.rate, 1e-6), 1.0))
+    measured = averaged_rate / jnp.maximum(rate, 1e-6)
+    return state._replace(ratio=smoothing * state.ratio + (1 - smoothing) * measured)

@@ -1,52 +1,180 @@
 """What a training run is told."""
 
 import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from ge2mst_jax.data.augment import AugmentConfig
+from ge2mst_jax.data.decode import DecodeConfig
+from ge2mst_jax.models import REMAT
+
+_AT_LEAST_ONE = ("batch_size", "accumulate", "keep", "prefetch", "mesh_model", "log_every_steps")
+_AT_LEAST_ZERO = ("warmup_epochs", "weight_decay", "workers", "final_learning_rate", "fsdp_min_elements")
+_ABOVE_ZERO = ("base_learning_rate", "budget_gain", "clip_norm", "eval_every_epochs", "checkpoint_every_epochs")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Of one training run.
+    """One training run; every field is an option of the command line.
 
-    >>> TrainConfig(epochs=2).batch_size
-    64
+    >>> config = TrainConfig(batch_size=512, base_learning_rate=6e-4)
+    >>> config.learning_rate
+    0.0012
     """
 
-    epochs: int = 30
+    data: str = "digits"
+    """Data set: digits, idx:FOLDER, folder:FOLDER or tfds:NAME[:VERSION]."""
+    data_dir: Path | None = None
+    """Where TFDS sets lie; TFDS's own folder if none."""
+    decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
+    """How image files become arrays (sets in memory stay as they are)."""
+    on_corrupt: Literal["raise", "skip"] = "raise"
+    """At an image that can't be decoded: stop, or skip and count it."""
+    workers: int = 0
+    """Processes that decode, on each host; 0 decodes in the prefetching thread."""
+    prefetch: int = 2
+    """Batches held ready on the devices."""
+    augment: AugmentConfig = dataclasses.field(default_factory=lambda: AugmentConfig(crop_padding=1))
+    """What is done to images on the device."""
+
+    model: str = "ge2mst_nano"
+    """Name of the network's size."""
+    code: str = "2x2"
+    """Temporal grouping of every neuron, GxK[/cap][+s1,...]."""
+    neuron: str = "expg"
+    """Kind of every neuron."""
+    input_code: str = "1x8"
+    """How the image is presented: 1x8 (bit planes) or direct (one multiply-accumulate pass)."""
+    scales: tuple[str, ...] = ()
+    """Token groups that the heads share, such as block7 grid7; the model's own if none."""
+    drop_path: float = 0.0
+    """Probability that the last block's branch is dropped for an image; earlier blocks proportionally less."""
+    remat: str = "none"
+    """What a block's backward pass computes anew instead of keeping: none, or a policy of jax.checkpoint."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the operands of products; parameters and currents are float32."""
+
+    epochs: float = 30.0
     """Passes over the training images."""
+    steps: int | None = None
+    """Number of steps, in place of epochs."""
     batch_size: int = 64
-    """Images a step."""
-    learning_rate: float = 4e-3
-    """Peak of AdamW's learning rate; linear warm-up, then a cosine to 1 % of it."""
+    """Images of a global batch, over all devices and processes."""
+    accumulate: int = 1
+    """Parts of a batch whose gradients are averaged before the update, to save memory."""
+    base_learning_rate: float = 0.016
+    """AdamW's peak rate for a batch of 256: the peak is this times batch_size / 256."""
+    final_learning_rate: float = 0.01
+    """Where the cosine ends, as a share of the peak."""
     warmup_epochs: float = 1.0
-    """Length of the warm-up."""
+    """Length of the linear warm-up."""
     weight_decay: float = 0.1
     """Of kernels alone: thresholds, gains, biases and leaks have none."""
+    clip_norm: float = 1.0
+    """Gradients longer than this are scaled down to it."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes."""
-    max_shift: int = 1
-    """Augmentation: random shift by up to this many pixels."""
     ema_decay: float = 0.98
-    """Of the moving average of parameters and BatchNorm statistics, which is evaluated and deployed."""
+    """Of the moving average of parameters and BatchNorm statistics, which is evaluated, kept as best and deployed."""
     spike_budget: float | None = None
     """Mean spikes per neuron and image that the deployed network may spend; none leaves it free."""
     budget_gain: float = 5.0
     """Of the budget's controller: the spike penalty's weight for an error of 100 %."""
+    init_from: Path | None = None
+    """A run whose averaged parameters this one starts from (fine-tuning)."""
     seed: int = 0
     """Of parameters, order and augmentation."""
 
+    mesh_data: int = -1
+    """Devices along the mesh's data axis; -1 is all that mesh_model leaves."""
+    mesh_model: int = 1
+    """Devices along the mesh's model axis."""
+    fsdp_min_elements: int = 2**18
+    """Arrays of at least this size are sharded along the data axis."""
+
+    eval_every_epochs: float = 1.0
+    """How often the averaged network is evaluated on the test split."""
+    checkpoint_every_epochs: float = 5.0
+    """How often a checkpoint is written, besides the last step's and the best."""
+    keep: int = 2
+    """Latest checkpoints kept; the best one is kept besides."""
+    log_every_steps: int = 20
+    """How often a line is printed where there is no terminal."""
+    profile: bool = False
+    """Write a trace of steps 10 to 14 into the run's folder."""
+
+    coordinator: str | None = None
+    """Address host:port of process 0; or the environment's JAX_COORDINATOR_ADDRESS; auto asks the cloud's metadata."""
+    num_processes: int | None = None
+    """Number of processes; or the environment's JAX_NUM_PROCESSES."""
+    process_id: int | None = None
+    """Which one this is; or the environment's JAX_PROCESS_ID."""
+
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("learning_rate", "budget_gain"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
-        for name in ("warmup_epochs", "weight_decay", "max_shift"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}: it must be at least 0 and below 1")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: it must be at least 0 and below 1")
+        for names, holds, says in (
+            (_AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
+            (_AT_LEAST_ZERO, lambda x: x >= 0, "at least 0"),
+            (_ABOVE_ZERO, lambda x: x > 0, "above 0"),
+            (("label_smoothing", "ema_decay", "drop_path"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            (("seed",), lambda x: 0 <= x < 2**32, f"0 to {2**32 - 1}"),
+            (("mesh_data",), lambda x: x == -1 or x >= 1, "at least 1, or -1 for all devices"),
+        ):
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ValueError(f"{name} is {getattr(self, name)}: it must be {says}")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs is {self.epochs}: it must be above 0")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps is {self.steps}: it must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate is {self.accumulate}: it must divide batch_size {self.batch_size}")
+        if self.remat not in REMAT:
+            raise ValueError(f"unknown remat {self.remat!r}: known are {', '.join(REMAT)}")
         if self.spike_budget is not None and not 0 < self.spike_budget <= 8:
             raise ValueError(f"spike_budget is {self.spike_budget}: it must be above 0, in spikes per neuron and image")
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak: `base_learning_rate · batch_size / 256`."""
+        return self.base_learning_rate * self.batch_size / 256
+
+    def in_steps(self, epochs: float, examples: int) -> int:
+        """A length in epochs as whole steps."""
+        return round(epochs * examples / self.batch_size)
+
+    def num_steps(self, examples: int) -> int:
+        """Of the whole run, at least 1."""
+        return self.steps if self.steps is not None else max(1, self.in_steps(self.epochs, examples))
+
+
+def as_json(config: TrainConfig) -> dict:
+    """A config as JSON holds it.
+
+    >>> as_json(TrainConfig())["augment"]["crop_padding"]
+    1
+    """
+    plain = dataclasses.asdict(config)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in plain.items()} | {
+        "scales": list(config.scales)
+    }
+
+
+def from_json(fields: dict) -> TrainConfig:
+    """The config that `as_json` was given; fields that this version does not know are refused.
+
+    >>> from_json(as_json(TrainConfig(seed=3, scales=("block2",)))) == TrainConfig(seed=3, scales=("block2",))
+    True
+    """
+    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(TrainConfig)})
+    if unknown:
+        raise ValueError(f"the run's config has the field {unknown[0]!r}, which this version does not know")
+    paths = {key: Path(fields[key]) for key in ("data_dir", "init_from") if fields.get(key) is not None}
+    return TrainConfig(
+        **fields
+        | paths
+        | {
+            "scales": tuple(fields["scales"]),
+            "augment": AugmentConfig(**fields["augment"]),
+            "decode": DecodeConfig(**fields["decode"]),
+        }
+    )

@@ -1,66 +1,234 @@
-"""The loop: epochs of train steps over images in memory."""
+"""The training loop: from a config and a folder to a trained network; interrupted, it goes on where it was."""
 
-import functools
+import contextlib
+import dataclasses
+import json
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
 
 import jax
-import numpy as np
+from rich.console import Console
 
-from ge2mst_jax.data import Dataset, epoch_batches
-from ge2mst_jax.train.budget import calibrate, spike_rate
-from ge2mst_jax.train.config import TrainConfig
-from ge2mst_jax.train.step import TrainState, init_state, make_optimizer, train_step
+from ge2mst_jax.data.pipeline import train_batches
+from ge2mst_jax.data.plan import BatchPlan
+from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
+from ge2mst_jax.data.sources import open_source
+from ge2mst_jax.report.record import commit
+from ge2mst_jax.report.write import write_whole
+from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive, read_about, read_state
+from ge2mst_jax.train.config import TrainConfig, as_json, from_json
+from ge2mst_jax.train.evaluate import evaluate
+from ge2mst_jax.train.metrics import Reporter
+from ge2mst_jax.train.setup import Setup, set_up
+from ge2mst_jax.train.sharding import batch_sharding
+from ge2mst_jax.train.step import TrainState
 
-#: Training images on which the budget's controller measures the evaluated network, once an epoch.
-CALIBRATION_IMAGES = 512
+log = logging.getLogger(__name__)
+
+#: What may change between the sittings of one run: where and how it runs, not what it computes.
+MAY_DIFFER = frozenset(
+    """data_dir workers prefetch mesh_data mesh_model fsdp_min_elements keep log_every_steps profile eval_every_epochs
+    checkpoint_every_epochs coordinator num_processes process_id init_from""".split()
+)
+PROFILED = range(10, 15)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def evaluated_rate(model, variables, images):
-    """Spikes per neuron of the network as it is evaluated, scalar."""
-    return spike_rate(model.apply(variables, images)[1])
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run left: the last state, its setup, the test split's last evaluation, and whether it is complete."""
+
+    state: TrainState
+    setup: Setup
+    evaluation: dict | None
+    complete: bool
 
 
-class DivergedError(ValueError):
-    """The loss is not finite; the message names the epoch."""
+class Interruption:
+    """SIGTERM (pre-emption) and SIGINT ask for a checkpoint and an orderly end; a second SIGINT ends at once.
+
+    With several processes, all of them stop after the same step.
+    """
+
+    def __init__(self):
+        self.asked = threading.Event()
+
+    def __enter__(self):
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, frame):
+        if number == signal.SIGINT and self.asked.is_set():
+            raise KeyboardInterrupt
+        self.asked.set()
+
+    def after(self, step: int) -> bool:
+        """Whether to stop after a step."""
+        if jax.process_count() == 1:
+            return self.asked.is_set()
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(self.asked.is_set()).any())
 
 
-def fit(model, dataset: Dataset, config: TrainConfig, on_epoch=None) -> tuple[TrainState, list[dict]]:
-    """Trains a network; the result depends on the model, the data set and the config alone.
+def train(config: TrainConfig, run_dir, console: Console | None = None) -> Trained:
+    """Trains, evaluates and keeps checkpoints; called again on the same folder, it goes on.
+
+    Starts, in this order, from: 1. the latest readable checkpoint of `run_dir`; 2. the averaged network of
+    `config.init_from`; 3. the seed. The log says which. A run that was interrupted equals one that was not, bit for
+    bit.
 
     Args:
-        model: from `create_model`.
-        dataset: its training images are used.
-        config: of the run.
-        on_epoch: called with each epoch's metrics (means over its steps).
-
-    Returns:
-        The last state (deploy `state.ema`) and every epoch's metrics.
+        config: of the run; the same as before where the folder holds a run already, but for `MAY_DIFFER`.
+        run_dir: gets `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+        console: to show progress on.
 
     Raises:
-        DivergedError: a loss that is not finite.
+        ValueError: a wrong input, a folder in use or of another run.
+        DivergedError: a loss or gradient that is not finite.
     """
-    steps_per_epoch = len(dataset.train_images) // config.batch_size
-    optimizer = make_optimizer(config, steps_per_epoch)
-    state = init_state(model, optimizer, dataset.image_shape, config.seed)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    history = []
-    for epoch in range(config.epochs):
-        metrics = []
-        for images, labels in epoch_batches(
-            dataset.train_images, dataset.train_labels, config.batch_size, config.seed, epoch
-        ):
-            state, step_metrics = train_step(
-                state, images, labels, key, model=model, optimizer=optimizer, config=config
-            )
-            metrics.append(step_metrics)
-        metrics = jax.device_get(metrics)
-        means = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
-        history.append({"epoch": epoch + 1, **means})
-        if not np.isfinite(means["loss"]):
-            raise DivergedError(f"the loss is {means['loss']} in epoch {epoch + 1}: lower learning_rate")
-        if config.spike_budget is not None:
-            rate = evaluated_rate(model, state.ema, dataset.train_images[:CALIBRATION_IMAGES])
-            state = state.replace(budget=calibrate(state.budget, rate))
-        if on_epoch is not None:
-            on_epoch(history[-1])
-    return state, history
+    console, run_dir = console or Console(quiet=True), Path(run_dir)
+    source, test = (open_source(config.data, s, config.data_dir, config.on_corrupt) for s in ("train", "test"))
+    image_shape = BatchPlan(1, decode=config.decode).shape(source)
+    setup = set_up(config, image_shape, len(source.classes), len(source))
+    with exclusive(run_dir):
+        keep_config(run_dir, config)
+        with Checkpoints(run_dir, config.keep) as checkpoints, Interruption() as interruption:
+            return _Loop(setup, source, test, run_dir, checkpoints, interruption, console).run()
+
+
+def keep_config(run_dir: Path, config: TrainConfig) -> None:
+    """Writes `config.json`, or checks that the folder's run has the same."""
+    path = run_dir / "config.json"
+    if path.exists():
+        check_same_run(json.loads(path.read_text()), json.loads(json.dumps(as_json(config))), MAY_DIFFER)
+    elif jax.process_index() == 0:
+        write_whole(path, json.dumps(as_json(config), indent=1) + "\n")
+
+
+class _Loop:
+    """One sitting of a run."""
+
+    def __init__(self, setup: Setup, source, test, run_dir, checkpoints, interruption, console):
+        self.setup, self.config = setup, setup.config
+        self.source, self.test = source, test
+        self.run_dir, self.checkpoints, self.interruption, self.console = run_dir, checkpoints, interruption, console
+        self.sharding = batch_sharding(setup.mesh)
+        self.total = self.config.num_steps(len(source))
+        self.evaluation = None
+        self.best = -1.0
+
+    def run(self) -> Trained:
+        config = self.config
+        step, state, data_state = self._start()
+        plan = BatchPlan(
+            config.batch_size, *local_part(self.sharding, config.batch_size), config.workers, config.decode
+        )
+        batches = train_batches(self.source, plan, config.seed)
+        if data_state is not None:
+            batches.set_state(data_state)
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        reporter = Reporter(
+            self.run_dir, step, self.total, config.batch_size, self.console, config.log_every_steps, self._last_good
+        )
+        started = step
+        with reporter, prefetch_to_device(batches, self.sharding, config.prefetch) as stream:
+            while step < self.total:
+                with self._profiled(step - started):
+                    batch = next(stream)
+                    state, metrics = self.setup.step(state, batch, key)
+                step += 1
+                reporter.step(step, metrics, batch, stream.wait_seconds)
+                stop = step < self.total and self.interruption.after(step)
+                self._look_up(step, state, reporter, stream, stop)
+                if stop:
+                    self.console.print(f"interrupted: step {step} is saved, the same command goes on", highlight=False)
+                    return Trained(state, self.setup, self.evaluation, complete=False)
+        return Trained(state, self.setup, self.evaluation, complete=True)
+
+    def _start(self):
+        """`(step, state, data state)` to go on from."""
+        found = self.checkpoints.restore_latest(self.setup.abstract_state)
+        if found is not None:
+            step, state, about = found
+            self.best = about.get("best", -1.0)
+            self.evaluation = about.get("evaluation")
+            self._say(f"resume order 1 of 3: the checkpoint of step {step} in {self.run_dir}")
+            return step, state, about["data"]
+        state = self.setup.init()
+        if self.config.init_from is not None:
+            state = self._from_another_run(state)
+            self._say(f"resume order 2 of 3: the averaged network of {self.config.init_from}")
+        else:
+            self._say(f"resume order 3 of 3: seed {self.config.seed}")
+        return 0, state, None
+
+    def _from_another_run(self, state: TrainState) -> TrainState:
+        path, about = read_about(self.config.init_from)
+        other = from_json(about["config"])
+        made = set_up(other, about["image_shape"], about["classes"], about["examples"], self.setup.mesh)
+        ema = read_state(path, made.abstract_state).ema
+        shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (ema, state.ema)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"init_from: the network of {self.config.init_from} ({other.model}) has other parameters")
+        copies = jax.tree.map(lambda new, like: jax.device_put(new, like.sharding), ema, state.ema)
+        return state.replace(
+            params=jax.tree.map(lambda x: x.copy(), copies["params"]),
+            batch_stats=jax.tree.map(lambda x: x.copy(), copies["batch_stats"]),
+            ema=copies,
+        )
+
+    def _look_up(self, step, state, reporter, stream, stop) -> None:
+        """Evaluates and saves where it is time to."""
+        examples, last = len(self.source), step == self.total
+        evaluates = last or step % max(1, self.config.in_steps(self.config.eval_every_epochs, examples)) == 0
+        saves = last or stop or step % max(1, self.config.in_steps(self.config.checkpoint_every_epochs, examples)) == 0
+        if not (evaluates or saves):
+            return
+        reporter.flush()  # a state that is not sound is neither evaluated nor saved
+        accuracy = None
+        if evaluates:
+            found = self._evaluate(state)
+            self.evaluation, accuracy = found, found["accuracy"]
+            reporter.evaluation(step, {k: v for k, v in found.items() if k != "confusion"})
+            saves, self.best = saves or accuracy > self.best, max(self.best, accuracy)
+        if saves:
+            about = {
+                "data": stream.get_state(), "config": as_json(self.config), "commit": commit(), "best": self.best,
+                "accuracy": accuracy, "evaluation": self.evaluation, "image_shape": list(self.setup.image_shape),
+                "classes": len(self.source.classes), "examples": examples, "time": time.time(),
+            }  # fmt: skip
+            self.checkpoints.save(step, state, about, accuracy)
+
+    def _evaluate(self, state: TrainState) -> dict:
+        size = self.config.batch_size
+        return evaluate(
+            self.setup.model, state.ema, self.test, size, self.sharding, self.config.decode, self.config.workers
+        )
+
+    def _last_good(self) -> int | None:
+        self.checkpoints.wait()
+        return max(self.checkpoints.steps, default=None)
+
+    def _say(self, line: str) -> None:
+        log.info(line)
+        if jax.process_index() == 0:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def _profiled(self, step: int):
+        if self.config.profile and step == PROFILED.start:
+            jax.profiler.start_trace(str(self.run_dir / "profile"))
+        yield
+        if self.config.profile and step == PROFILED.stop - 1:
+            jax.profiler.stop_trace()
+            self._say(f"trace of {len(PROFILED)} steps: {self.run_dir / 'profile'}")

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
 
-from ge2mst_jax.data import random_shift
-from ge2mst_jax.train.budget import BudgetState, init_budget, penalty, spike_rate, steer
+from ge2mst_jax.data.augment import augment
+from ge2mst_jax.train.budget import BudgetState, calibrate, init_budget, penalty, spike_rate, steer
 from ge2mst_jax.train.config import TrainConfig
+
+#: The averaged network's spikes are measured every so many steps, where there is a budget.
+CALIBRATE_STEPS = 8
 
 
 @struct.dataclass
@@ -34,29 +37,27 @@ def decayed(params):
     return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
 
 
-def learning_rate(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up, then a cosine to 1 % of the peak."""
-    warmup, total = int(config.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch
+def learning_rate(config: TrainConfig, examples: int) -> optax.Schedule:
+    """Linear warm-up, then a cosine; of a run over `examples` training images."""
+    total = config.num_steps(examples)
+    warmup = min(config.in_steps(config.warmup_epochs, examples), total - 1)
+    peak = config.learning_rate
     return optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else config.learning_rate,
-        config.learning_rate,
-        warmup,
-        max(total, warmup + 1),
-        config.learning_rate / 100,
+        0.0 if warmup else peak, peak, warmup, total, config.final_learning_rate * peak
     )
 
 
-def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """AdamW with gradients clipped to norm 1."""
+def make_optimizer(config: TrainConfig, examples: int) -> optax.GradientTransformation:
+    """AdamW, gradients clipped by their global norm."""
     return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(learning_rate(config, steps_per_epoch), weight_decay=config.weight_decay, mask=decayed),
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(learning_rate(config, examples), weight_decay=config.weight_decay, mask=decayed),
     )
 
 
 def init_state(model, optimizer, image_shape, seed: int) -> TrainState:
-    """Parameters from a seed, everything else at its start."""
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.uint8))
+    """Parameters from a seed, everything else at its start; jit it with `out_shardings`."""
+    variables = dict(model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.uint8)))
     return TrainState(
         jnp.zeros((), jnp.int32),
         variables["params"],
@@ -73,42 +74,75 @@ def average(ema, variables, step, decay: float):
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, variables)
 
 
-def loss_function(params, batch_stats, budget, images, labels, model, config: TrainConfig):
+def loss_function(params, batch_stats, budget, images, targets, key, model, config: TrainConfig):
     """Cross-entropy, plus `λ · mean spikes per neuron` where there is a budget."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    (logits, aux), updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes), config.label_smoothing)
-    loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
-    rate = spike_rate(aux)
-    metrics = {"loss": loss, "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels), "spikes_per_neuron": rate}
+    (logits, aux), updates = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": key} if config.drop_path else None,
+    )
+    smoothed = optax.smooth_labels(targets, config.label_smoothing)
+    loss, rate = jnp.mean(optax.softmax_cross_entropy(logits, smoothed)), spike_rate(aux)
+    right = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
+    metrics = {"loss": loss, "accuracy": jnp.mean(right), "spikes_per_neuron": rate}
     if config.spike_budget is not None:
         metrics["penalty"] = penalty(budget, config.spike_budget, config.budget_gain)
         loss = loss + metrics["penalty"] * rate
     return loss, (updates["batch_stats"], metrics)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "config"), donate_argnames=("state",))
-def train_step(state: TrainState, images, labels, key, *, model, optimizer, config: TrainConfig):
+def gradients_of(state: TrainState, images, targets, key, model, config: TrainConfig):
+    """Gradients, new BatchNorm statistics and metrics of a batch, in `config.accumulate` parts one after another."""
+    gradient = jax.grad(loss_function, has_aux=True)
+    if config.accumulate == 1:
+        return gradient(state.params, state.batch_stats, state.budget, images, targets, key, model, config)
+
+    def part(carry, inputs):
+        total, batch_stats = carry
+        grads, (batch_stats, metrics) = gradient(
+            state.params, batch_stats, state.budget, *inputs, model, config
+        )  # fmt: skip
+        return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
+
+    # Every part takes every `accumulate`th image, so that a batch sharded over devices is cut on each of them.
+    parts = [jnp.moveaxis(x.reshape(-1, config.accumulate, *x.shape[1:]), 1, 0) for x in (images, targets)]
+    start = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
+    (total, batch_stats), metrics = jax.lax.scan(part, start, (*parts, jax.random.split(key, config.accumulate)))
+    mean = jax.tree.map(lambda g: g / config.accumulate, total)
+    return mean, (batch_stats, jax.tree.map(lambda m: jnp.mean(m, 0), metrics))
+
+
+def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, config: TrainConfig):
     """One step: augment, gradients, update, steer the budget.
 
     Args:
-        state: donated.
-        images: `[B, H, W, C]` uint8.
-        labels: `[B]` int32.
+        state: what the step changes.
+        batch: `image` `[B, H, W, C]` uint8 and `label` `[B]` int32.
         key: of the run; the step's randomness is `fold_in(key, step)`.
+        model, optimizer, schedule, config: static.
 
     Returns:
-        The next state and metrics (scalars).
+        The next state and metrics, float32 scalars: `loss`, `accuracy`, `spikes_per_neuron`, `gradient_norm`,
+        `learning_rate`, and `penalty` where there is a budget.
     """
-    images = random_shift(jax.random.fold_in(key, state.step), images, config.max_shift)
-    gradient = jax.grad(loss_function, has_aux=True)
-    gradients, (batch_stats, metrics) = gradient(
-        state.params, state.batch_stats, state.budget, images, labels, model, config
-    )
+    augment_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images, targets = augment(augment_key, batch["image"], batch["label"], model.num_classes, config.augment)
+    gradients, (batch_stats, metrics) = gradients_of(state, images, targets, drop_key, model, config)
+    metrics |= {"gradient_norm": optax.global_norm(gradients), "learning_rate": jnp.float32(schedule(state.step))}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    budget = state.budget
-    if config.spike_budget is not None:
-        budget = steer(budget, metrics["spikes_per_neuron"], config.spike_budget)
     params = optax.apply_updates(state.params, updates)
     ema = average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step, config.ema_decay)
+    budget = state.budget
+    if config.spike_budget is not None:
+        rate = metrics["spikes_per_neuron"]
+        measured = functools.partial(calibrate_on, budget, rate, model, ema, batch["image"])
+        budget = jax.lax.cond(state.step % CALIBRATE_STEPS == 0, measured, lambda: budget)
+        budget = steer(budget, rate, config.spike_budget)
     return TrainState(state.step + 1, params, batch_stats, opt_state, ema, budget), metrics
+
+
+def calibrate_on(budget: BudgetState, rate, model, ema, images) -> BudgetState:
+    """The controller after the averaged network has been run on a batch, as it is evaluated."""
+    return calibrate(budget, spike_rate(model.apply(ema, images)[1]), rate)

@@ -108,9 +108,9 @@ def test_predict_refuses_what_is_no_image(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--code", "0x4"], "groups is 0: it must be 1 to 255"),
-        (["--model", "ge2mst_xl"], "unknown model 'ge2mst_xl': known are ge2mst_nano"),
-        (["--train.epochs", "0"], "epochs is 0: it must be at least 1"),
+        (["--train.code", "0x4"], "groups is 0: it must be 1 to 255"),
+        (["--train.model", "ge2mst_xl"], "unknown model 'ge2mst_xl': known are ge2mst_nano"),
+        (["--train.epochs", "0"], "epochs is 0.0: it must be above 0"),
         (["--train.spike-budget", "-1"], "spike_budget is -1.0: it must be above 0"),
     ],
 )
@@ -118,6 +118,15 @@ def test_quickstart_refuses_in_one_line(arguments, says, capsys, tmp_path):
     assert run(quickstart, quickstart.Quickstart, "--run-dir", tmp_path / "run", *arguments) == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_quickstart_goes_on_with_a_run_and_refuses_another_one_in_its_folder(run_dir, capsys):
+    before = (run_dir / "metrics.jsonl").read_text()
+    assert run(quickstart, quickstart.Quickstart, "--run-dir", run_dir, "--train.epochs", 2) == 0
+    assert (run_dir / "metrics.jsonl").read_text() == before
+    assert run(quickstart, quickstart.Quickstart, "--run-dir", run_dir, "--train.epochs", 3) == 2
+    assert "the run in this folder has epochs 2.0, not 3.0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

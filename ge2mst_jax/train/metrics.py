@@ -1,0 +1,164 @@
+"""What a run reports while it runs: a JSONL file, TensorBoard files, a progress bar or lines."""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ge2mst_jax.report.write import write_whole
+
+
+class DivergedError(ValueError):
+    """The loss or a gradient is not finite; the message names the step and the batch."""
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line a step, `{"step": n, ...}`, and one an evaluation, `{"step": n, "test": {...}}`.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+    >>> with MetricsFile(path, 0) as file:
+    ...     file.write({"step": 1, "loss": 2.5})
+    ...     file.write({"step": 2, "loss": 2.0})
+    >>> with MetricsFile(path, 1) as file:  # resumed after step 1
+    ...     file.write({"step": 2, "loss": 2.0})
+    >>> [line["step"] for line in read_metrics(path)]
+    [1, 2]
+    """
+
+    def __init__(self, path: Path, step: int):
+        path = Path(path)
+        kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)  # a line at a time
+
+    def write(self, line: dict) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a `metrics.jsonl`; a last line that a kill cut off is left out."""
+    lines = []
+    for text in Path(path).read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Reporter:
+    """Takes each step's metrics while they are still being computed; writes those of the step before.
+
+    So the host never waits for the step that it has just started. Only process 0 writes; all of them check.
+
+    Args:
+        run_dir: where `metrics.jsonl` and `tensorboard/` go.
+        step: number of steps done before.
+        total: of the run.
+        batch_size: for images a second.
+        console: to print on.
+        log_every: steps between lines where there is no terminal.
+        last_good: returns the step of the latest checkpoint, for the error.
+    """
+
+    def __init__(self, run_dir, step, total, batch_size, console: Console, log_every: int, last_good):
+        self._pending, self._last_good = None, last_good
+        self._batch_size, self._log_every, self._total = batch_size, log_every, total
+        self._writes = jax.process_index() == 0
+        self._console = console
+        self._start = self._since = time.perf_counter()
+        self._waited = self._waited_before = 0.0
+        self._steps_here, self.note = 0, ""
+        if self._writes:
+            from tensorboardX import SummaryWriter
+
+            self._file = MetricsFile(Path(run_dir) / "metrics.jsonl", step)
+            board = Path(run_dir) / "tensorboard"
+            self._board = SummaryWriter(str(board), purge_step=step + 1 if step else None)
+            self._progress = Progress(
+                TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+            )  # fmt: skip
+            self._task = self._progress.add_task("train", total=total, completed=step, note="")
+
+    def __enter__(self):
+        if self._writes:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_):
+        if self._writes:
+            self._progress.stop()
+            self._board.close()
+            self._file.__exit__()
+
+    def step(self, step: int, metrics, batch, waited: float) -> None:
+        """Hands over a step's metrics (arrays), its batch, and the seconds waited for data so far, in all."""
+        before, self._pending = self._pending, (step, metrics, batch, waited)
+        self._write(before)
+
+    def flush(self) -> None:
+        """Waits for the last step handed over and writes it."""
+        before, self._pending = self._pending, None
+        self._write(before)
+
+    def evaluation(self, step: int, found: dict) -> None:
+        """Writes an evaluation of the averaged network."""
+        self.note = f"test {100 * found['accuracy']:.2f} %"
+        if not self._writes:
+            return
+        self._file.write({"step": step, "test": found})
+        for name, value in found.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"test/{name}", value, step)
+        if not self._console.is_terminal:
+            self._console.print(f"step {step}: {self.note}", highlight=False)
+
+    def _write(self, pending) -> None:
+        if pending is None:
+            return
+        step, metrics, batch, waited = pending
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(metrics[name]):
+                raise DivergedError(self._diverged(step, name, metrics[name], batch))
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        self._steps_here += 1
+        waited, self._waited_before = waited - self._waited_before, waited
+        self._waited += waited
+        if not self._writes:
+            return
+        self._file.write({"step": step, **metrics, "seconds": round(seconds, 6), "data_seconds": round(waited, 6)})
+        for name, value in metrics.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+        share = self.data_share
+        self._board.add_scalar("train/data_share", share, step)
+        rate = self._batch_size * self._steps_here / (now - self._start)
+        note = f"loss {metrics['loss']:.3f}  {rate:,.0f} images/s  data {share:.0%}  {self.note}"
+        self._progress.update(self._task, completed=step, note=note)
+        if not self._console.is_terminal and (step % self._log_every == 0 or step == self._total):
+            self._console.print(f"step {step}/{self._total}  {note}", highlight=False)
+
+    @property
+    def data_share(self) -> float:
+        """Share of the time so far that the loop waited for data: an upper bound of what the devices waited."""
+        return self._waited / max(time.perf_counter() - self._start, 1e-9)
+
+    def _diverged(self, step, name, value, batch) -> str:
+        good = self._last_good()
+        where = "there is no checkpoint before it" if good is None else f"the last good checkpoint is step {good}"
+        local = np.concatenate([np.asarray(shard.data) for shard in batch["index"].addressable_shards])
+        images = ", ".join(map(str, local[:8])) + (", ..." if len(local) > 8 else "")
+        return f"step {step}: {name} is {value} on the batch of training images {images}; {where}"

@@ -1,0 +1,89 @@
+"""Everything that a run is made of, from its config: network, optimiser, mesh, shardings and compiled functions."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ge2mst_jax.models import create_model
+from ge2mst_jax.train.config import TrainConfig
+from ge2mst_jax.train.sharding import batch_sharding, infer_shardings, make_mesh, replicated
+from ge2mst_jax.train.step import TrainState, init_state, learning_rate, make_optimizer, train_step
+
+
+def build_model(config: TrainConfig, num_classes: int):
+    """The network that a config names."""
+    changes = dict(
+        num_classes=num_classes, code=config.code, neuron=config.neuron, input_code=config.input_code,
+        drop_path=config.drop_path, remat=config.remat, dtype=config.dtype,
+    )  # fmt: skip
+    return create_model(config.model, **changes | ({"scales": config.scales} if config.scales else {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run, ready to go; made by `set_up`.
+
+    `init()` makes the first state, born sharded; `step(state, batch, key)` gives the next one and its metrics, `state`
+    being donated.
+    """
+
+    config: TrainConfig
+    model: Any
+    mesh: jax.sharding.Mesh
+    image_shape: tuple[int, int, int]
+    abstract_state: TrainState
+    """Shapes and shardings of the state."""
+    init: Any
+    step: Any
+
+    @property
+    def state_shardings(self):
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def abstract_batch(self):
+        """Shapes and shardings of a batch."""
+        size, sharding = self.config.batch_size, batch_sharding(self.mesh)
+        return {
+            "image": jax.ShapeDtypeStruct((size, *self.image_shape), jnp.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
+        }
+
+
+def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, mesh=None) -> Setup:
+    """Puts a run together; nothing is computed yet.
+
+    Args:
+        config: of the run.
+        image_shape: `(H, W, C)` of the batches.
+        num_classes: logits.
+        examples: training images, for the schedule.
+        mesh: of devices; from the config if none.
+
+    Raises:
+        ValueError: a batch that the mesh's data axis does not divide, and what `create_model` and `make_mesh` refuse.
+    """
+    mesh = make_mesh(config.mesh_data, config.mesh_model) if mesh is None else mesh
+    parts = mesh.shape["data"] * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {config.batch_size}: {mesh.shape['data']} devices along data, with accumulate "
+            f"{config.accumulate}, need a multiple of {parts}"
+        )
+    model, optimizer = build_model(config, num_classes), make_optimizer(config, examples)
+    init = functools.partial(init_state, model, optimizer, image_shape, config.seed)
+    shapes = jax.eval_shape(init)
+    shardings = infer_shardings(shapes, mesh, fsdp_min_elements=config.fsdp_min_elements)
+    abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)
+    step = functools.partial(
+        train_step, model=model, optimizer=optimizer, schedule=learning_rate(config, examples), config=config
+    )
+    compiled = jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=(0,),
+    )
+    return Setup(config, model, mesh, tuple(image_shape), abstract, jax.jit(init, out_shardings=shardings), compiled)
