@@ -15,12 +15,7 @@ _ABOVE_ZERO = ("base_learning_rate", "budget_gain", "clip_norm", "eval_every_epo
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run; every field is an option of the command line.
-
-    >>> config = TrainConfig(batch_size=512, base_learning_rate=6e-4)
-    >>> config.learning_rate
-    0.0012
-    """
+    """One training run; every field is an option of the command line."""
 
     data: str = "digits"
     """Data set: digits, idx:FOLDER, folder:FOLDER or tfds:NAME[:VERSION]."""
@@ -135,7 +130,11 @@ class TrainConfig:
 
     @property
     def learning_rate(self) -> float:
-        """The peak: `base_learning_rate · batch_size / 256`."""
+        """The peak: `base_learning_rate · batch_size / 256`.
+
+        >>> TrainConfig(batch_size=512, base_learning_rate=6e-4).learning_rate
+        0.0012
+        """
         return self.base_learning_rate * self.batch_size / 256
 
     def in_steps(self, epochs: float, examples: int) -> int:

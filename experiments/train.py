@@ -1,0 +1,77 @@
+"""Trains a network by the name of its experiment.
+
+    python experiments/train.py NAME [--run-dir DIR] [--field value ...]
+    python experiments/train.py NAME --help
+
+NAME is a file in experiments/configs, whose docstring says what it is, on which hardware, in which time. Every field
+of the config can be changed. Interrupted (Ctrl-C, SIGTERM, kill -9), the same command goes on where the last checkpoint is.
+"""
+
+import dataclasses
+import importlib
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from ge2mst_jax.train import TrainConfig, train
+from ge2mst_jax.train.command import run_command
+from ge2mst_jax.train.distributed import initialize
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Trains a network by the name of its experiment; goes on if the folder holds a run already."""
+
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """Folder of the run; runs/NAME if none."""
+
+
+def config_names() -> list[str]:
+    """Every experiment that there is a file for."""
+    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def load_config(name: str) -> TrainConfig:
+    """The config of an experiment.
+
+    Raises:
+        ValueError: an unknown name; lists the known ones.
+    """
+    if name not in config_names():
+        raise ValueError(f"unknown experiment {name!r}: known are {', '.join(config_names())}")
+    return importlib.import_module(f"configs.{name}").CONFIG
+
+
+def main(launch: Launch) -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    initialize(launch.train)
+    console = Console()
+    trained = train(launch.train, launch.run_dir, console)
+    if trained.complete and trained.evaluation is not None:
+        console.print(
+            f"test accuracy {100 * trained.evaluation['accuracy']:.2f} %  in {launch.run_dir}", soft_wrap=True
+        )
+
+
+def launch_by_name() -> None:
+    """Reads NAME, then the fields."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nexperiments: {', '.join(config_names())}")
+        return
+
+    def default() -> Launch:
+        return Launch(load_config(name), Path("runs") / name)
+
+    run_command(main, Launch, default, sys.argv[2:])
+
+
+if __name__ == "__main__":
+    launch_by_name()
