@@ -4,7 +4,7 @@
     python experiments/train.py NAME --help
 
 NAME is a file in experiments/configs, whose docstring says what it is, on which hardware, in which time. Every field
-of the config can be changed. Interrupted (Ctrl-C, SIGTERM, kill -9), the same command goes on where the last checkpoint is.
+of the config can be changed. Interrupted (Ctrl-C, SIGTERM, kill -9), the same command goes on from the last checkpoint.
 """
 
 import dataclasses

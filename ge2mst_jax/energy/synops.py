@@ -52,10 +52,10 @@ class SpikeCounter:
         self.layers: dict[str, LayerCount] = {}
         self.neurons: dict[str, NeuronCount] = {}
 
-    def add(self, aux) -> None:
-        """Adds one batch's `aux` (captured `"counts"` are enough)."""
+    def add(self, aux, images=...) -> None:
+        """Adds one batch's `aux` (captured `"counts"` are enough), of all its images or of those that are named."""
         aux = jax.device_get(aux)
-        spikes = {name: r.spikes.astype(np.int64) for name, r in aux.items() if isinstance(r, NeuronRecord)}
+        spikes = {name: r.spikes[images].astype(np.int64) for name, r in aux.items() if isinstance(r, NeuronRecord)}
         batch = len(next(iter(spikes.values())))
         self.images += batch
         for name, record in aux.items():
@@ -66,7 +66,7 @@ class SpikeCounter:
                 self._add_synapse(name, record, spikes.get(record.source), batch)
             elif isinstance(record, AttentionRecord):
                 count = self.layers.setdefault(name, LayerCount(name, "attention"))
-                count.synops += int(record.synops.astype(np.int64).sum())
+                count.synops += int(record.synops[images].astype(np.int64).sum())
 
     def _add_synapse(self, name, record, spikes, batch):
         count = self.layers.setdefault(name, LayerCount(name, record.role, coded=spikes is not None))

@@ -1,6 +1,6 @@
 """What a run leaves for people: `report.json`, one HTML page that opens offline, pictures, a table."""
 
-from ge2mst_jax.report.figures import draw_figures
+from ge2mst_jax.report.figures import confusion_figure, draw_figures
 from ge2mst_jax.report.page import render_page
 from ge2mst_jax.report.record import SCHEMA, build_report, environment
 from ge2mst_jax.report.tables import summary_table
@@ -9,6 +9,7 @@ from ge2mst_jax.report.write import write_report, write_whole
 __all__ = [
     "SCHEMA",
     "build_report",
+    "confusion_figure",
     "draw_figures",
     "environment",
     "render_page",

@@ -171,6 +171,27 @@ def levels_figure(counts: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
+def confusion_figure(confusion: np.ndarray, classes) -> bytes:
+    """PNG of a confusion matrix, `[label, prediction]` counts; a cell's colour is its share of the label's images."""
+    side = max(4.0, min(12.0, 0.45 * len(classes)))
+    figure = Figure(figsize=(side + 1.5, side), layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 20:
+        for (label, guess), count in np.ndenumerate(confusion):
+            if count:
+                colour = "white" if shares[label, guess] > 0.55 else INK
+                axes.text(guess, label, str(count), ha="center", va="center", fontsize=8, color=colour)
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+        axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("prediction", fontsize=8, color=INK)
+    axes.set_ylabel("label", fontsize=8, color=INK)
+    _bare(axes)
+    figure.colorbar(drawn, ax=axes, shrink=0.5, aspect=15).ax.tick_params(labelsize=8)
+    return _png(figure)
+
+
 def groups_figure(net, image) -> Figure | None:
     """The token groups of the first attention over an image, a panel a scale; `None` without attention.
 

@@ -6,6 +6,7 @@ from ge2mst_jax.train.config import TrainConfig, as_json, from_json
 from ge2mst_jax.train.evaluate import evaluate
 from ge2mst_jax.train.loop import Trained, train
 from ge2mst_jax.train.metrics import DivergedError, read_metrics
+from ge2mst_jax.train.restore import load_averaged
 from ge2mst_jax.train.setup import Setup, build_model, set_up
 from ge2mst_jax.train.sharding import RULES, Rule, batch_sharding, infer_shardings, make_mesh, replicated
 from ge2mst_jax.train.step import TrainState, init_state, learning_rate, make_optimizer, train_step
@@ -30,6 +31,7 @@ __all__ = [
     "init_budget",
     "init_state",
     "learning_rate",
+    "load_averaged",
     "make_mesh",
     "make_optimizer",
     "penalty",

@@ -18,10 +18,11 @@ from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
 from ge2mst_jax.data.sources import open_source
 from ge2mst_jax.report.record import commit
 from ge2mst_jax.report.write import write_whole
-from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive, read_about, read_state
-from ge2mst_jax.train.config import TrainConfig, as_json, from_json
+from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive
+from ge2mst_jax.train.config import TrainConfig, as_json
 from ge2mst_jax.train.evaluate import evaluate
 from ge2mst_jax.train.metrics import Reporter
+from ge2mst_jax.train.restore import load_averaged
 from ge2mst_jax.train.setup import Setup, set_up
 from ge2mst_jax.train.sharding import batch_sharding
 from ge2mst_jax.train.step import TrainState
@@ -173,13 +174,12 @@ class _Loop:
         return 0, state, None
 
     def _from_another_run(self, state: TrainState) -> TrainState:
-        path, about = read_about(self.config.init_from)
-        other = from_json(about["config"])
-        made = set_up(other, about["image_shape"], about["classes"], about["examples"], self.setup.mesh)
-        ema = read_state(path, made.abstract_state).ema
+        _, ema, about = load_averaged(self.config.init_from, mesh=self.setup.mesh)
         shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (ema, state.ema)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"init_from: the network of {self.config.init_from} ({other.model}) has other parameters")
+            raise ValueError(
+                f"init_from: the network of {self.config.init_from} ({about['config']['model']}) has other parameters"
+            )
         copies = jax.tree.map(lambda new, like: jax.device_put(new, like.sharding), ema, state.ema)
         return state.replace(
             params=jax.tree.map(lambda x: x.copy(), copies["params"]),
