@@ -97,7 +97,7 @@ class _Reader:
             if record:
                 self.products.append(Product(_layer(scope), name, tuple(sorted(kinds, key=KINDS.index))))
             if name == "div":
-                return ["real" if kinds[0] == "level" or "real" in kinds else _join(*kinds)]
+                return ["real" if {"level", "real"} & set(kinds) else _join(*kinds)]
             terms = name != "mul"  # a matrix product also adds up
             return [_summed(_product_kind(*kinds)) if terms else _product_kind(*kinds)]
         if name in _KEEP:
@@ -128,8 +128,8 @@ class _Reader:
 
 
 def _layer(scope):
-    """`Model/stage/layer/...` without the model's own name and the transformations that wrap it."""
-    return "/".join(p for p in scope.split("/")[1:] if "(" not in p) or "the network"
+    """`Model/stage/layer/...` without the model's own name, methods, transformations and einsum letters."""
+    return "/".join(part for part in scope.split("/")[1:] if part.isidentifier()) or "the network"
 
 
 def _summed(kind):

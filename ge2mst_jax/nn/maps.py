@@ -1,5 +1,7 @@
 """Linear maps of images as pure functions: what a synaptic layer does to levels or to one step's spikes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,18 +60,35 @@ def conv2d(x, kernel, stride: int = 1, *, exact: bool = False):
         return _by_taps(x, kernel, stride, "highest")
     if groups == x.shape[-1] == features:
         return _depthwise(x, kernel) if stride == 1 else _by_taps(x, kernel, stride)
-    pad, of_group = kernel.shape[0] // 2, zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-    convolved = [
-        jax.lax.conv_general_dilated(
-            *operands,
-            (stride, stride),
-            ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            preferred_element_type=jnp.float32,
-        )
-        for operands in of_group
-    ]
+    of_group = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    convolved = [_dense(*operands, stride) for operands in of_group]
     return jnp.concatenate(convolved, -1) if groups > 1 else convolved[0]
+
+
+def _convolve(x, kernel, stride, out_type):
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=out_type,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dense(x, kernel, stride):
+    return _convolve(x, kernel, stride, jnp.float32)
+
+
+def _dense_backward(stride, kept, gradient):
+    # JAX cannot transpose a convolution whose result is wider than its operands: the backward pass has theirs.
+    _, pull = jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, None), *kept)
+    return pull(gradient.astype(kept[0].dtype))
+
+
+_dense.defvjp(lambda x, kernel, stride: (_dense(x, kernel, stride), (x, kernel)), _dense_backward)
 
 
 @jax.custom_vjp
@@ -118,7 +137,7 @@ def _tap(x, weights, groups, precision):
     """One kernel tap: `x [B, H, W, C_in]`, `weights [C_in/groups, C_out]`."""
     fan_in, features = weights.shape
     if groups == x.shape[-1] == features:
-        return (x * align(weights[0], x)).astype(jnp.float32)
+        return x.astype(jnp.float32) * align(weights[0], x).astype(jnp.float32)
     if groups == 1:
         return jnp.einsum("bhwi,io->bhwo", x, weights, precision=precision, preferred_element_type=jnp.float32)
     x = x.reshape(*x.shape[:-1], groups, fan_in)  # [B, H, W, g, i]

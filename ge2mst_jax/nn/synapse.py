@@ -50,7 +50,7 @@ class Synapse(nn.Module):
             current = current + align(self.param("bias", nn.initializers.zeros, (self.features,)), current)
         else:
             weights = kernel.astype(self.wire.dtype)
-            current = signal.integrate(lambda x: conv2d(x, weights, self.stride))
+            current = signal.integrate(lambda x: conv2d(x.astype(weights.dtype), weights, self.stride))
             current = self._normalise(current, kernel, train, unit)
         made = SynapseRecord(
             role=self.role,

@@ -1,0 +1,190 @@
+"""The launchers: what they would run, what they refuse, and several processes on this host."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "experiments" / "launch"
+SCRIPTS = ("local.sh", "tpu_vm.sh", "gke_xpk.sh")
+TPU_VM = "--tpu slice --zone zone-a --repo https://host/code.git --commit abc123 --run-dir /mnt/runs/s".split()
+GKE = (
+    "--cluster c --project p --zone zone-a --workload job-1 --tpu-type v5litepod-16 --repo https://host/code.git "
+    "--commit abc123 --run-dir /mnt/runs/s"
+).split()
+
+
+def launch(script, *arguments, **options):
+    command = [str(LAUNCH / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, **options)
+
+
+def dry_run(script, *arguments, cwd):
+    """The commands it prints, as words; it must leave no trace."""
+    found = launch(script, "--dry-run", *arguments, cwd=cwd)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert not list(cwd.iterdir())
+    return [shlex.split(line) for line in found.stdout.splitlines()]
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    scripts = sorted(LAUNCH.glob("*.sh"))
+    assert [s.name for s in scripts] == sorted(SCRIPTS)
+    found = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_every_option(script):
+    found = launch(script, "--help")
+    assert found.returncode == 0
+    text = (LAUNCH / script).read_text()
+    for option in re.findall(r"--[a-z-]+(?=[ )|].*\)|\))", text.partition("while")[2].partition("done")[0]):
+        assert option in found.stdout
+    assert "set -euo pipefail" in text
+    assert "set -euo pipefail" not in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("local.sh", [], "no experiment"),
+        ("local.sh", ["nope"], "unknown experiment 'nope'"),
+        ("local.sh", ["../configs/digits"], "unknown experiment '../configs/digits'"),
+        ("local.sh", ["--processes", "0", "digits"], "--processes is '0': it must be a whole number, at least 1"),
+        ("local.sh", ["--devices"], "--devices needs a value"),
+        ("local.sh", ["--steps", "3", "digits"], "unknown option --steps"),
+        ("tpu_vm.sh", ["digits"], "--tpu is missing"),
+        ("tpu_vm.sh", [*TPU_VM, "nope"], "unknown experiment 'nope'"),
+        ("tpu_vm.sh", [*TPU_VM, "--run-dir", "gs://bucket/run", "digits"], "--run-dir is 'gs://bucket/run'"),
+        ("tpu_vm.sh", [*TPU_VM, "--spot", "digits"], "--spot goes with --create"),
+        ("gke_xpk.sh", ["digits"], "--cluster is missing"),
+        ("gke_xpk.sh", GKE, "no experiment"),
+        ("gke_xpk.sh", [*GKE, "--workload", "Job_1", "digits"], "--workload is 'Job_1'"),
+        ("gke_xpk.sh", [*GKE, "--run-dir", "gs://bucket/run", "digits"], "--run-dir is 'gs://bucket/run'"),
+        ("gke_xpk.sh", [*GKE, "digits", "--data-dir", "it's"], "a quote in an option"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(script, arguments, says, tmp_path):
+    found = launch(script, *arguments, cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith(f"{script}: error: {says}" if "'s" not in says else f"{script}: error: ")
+    assert len(found.stderr.splitlines()) == 1
+
+
+def test_local_would_start_every_process(tmp_path):
+    first, second = dry_run("local.sh", "--devices", 4, "digits", "--run-dir", "a b", cwd=tmp_path)
+    for i, words in enumerate((first, second)):
+        assert {f"JAX_PROCESS_ID={i}", "JAX_NUM_PROCESSES=2", "JAX_PLATFORMS=cpu"} <= set(words)
+        assert "XLA_FLAGS=--xla_force_host_platform_device_count=4" in words
+        start = words.index("python")
+        assert words[start + 1 : start + 5] == [str(ROOT / "experiments/train.py"), "digits", "--run-dir", "a b"]
+    assert "2>&1" not in first
+    assert "2>&1" in second
+
+
+def test_tpu_vm_would_create_install_and_train(tmp_path):
+    options = [*TPU_VM, "--project", "p", "--create", "v5litepod-16", "--spot"]
+    found = dry_run("tpu_vm.sh", *options, "imagenet_s", "--data-dir", "/mnt/a b", cwd=tmp_path)
+    create, describe, install, train, _, follow = found
+    place = ["--zone=zone-a", "--project=p"]
+    assert create[:8] == ["gcloud", "compute", "tpus", "queued-resources", "create", "slice", *place]
+    assert {"--node-id=slice", "--accelerator-type=v5litepod-16", "--spot"} <= set(create)
+    assert describe[4] == "describe"
+    for words in (install, train, follow):
+        assert words[:8] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "slice", *place]
+    assert "--worker=all" in install
+    assert "--worker=all" in train
+    assert "git clone https://host/code.git ge2mst_jax;" in install[-1]
+    assert "git checkout --detach abc123;" in install[-1]
+    assert '-r requirements.txt "jax[tpu]==$(grep ^jax== requirements.txt' in install[-1]
+    arguments = r"imagenet_s --data-dir /mnt/a\ b --run-dir /mnt/runs/s --coordinator auto"
+    assert f"experiments/train.py {arguments} </dev/null >../imagenet_s.log" in train[-1]
+
+
+def test_tpu_vm_creates_nothing_unless_asked_to(tmp_path):
+    found = dry_run("tpu_vm.sh", *TPU_VM, "digits", cwd=tmp_path)
+    assert not any("queued-resources" in words for words in found)
+
+
+def test_gke_would_submit_one_workload(tmp_path):
+    (words,) = dry_run("gke_xpk.sh", *GKE, "--storage", "nfs", "imagenet_s", "--data-dir", "/mnt/d", cwd=tmp_path)
+    assert words[:3] == ["xpk", "workload", "create"]
+    expected = ["--cluster=c", "--tpu-type=v5litepod-16", "--storage=nfs", "--max-restarts=10", "--workload=job-1"]
+    assert set(expected) <= set(words)
+    assert words[-1].startswith("--command=git clone https://host/code.git ge2mst_jax && cd ge2mst_jax && ")
+    train = "exec python experiments/train.py imagenet_s --data-dir /mnt/d --run-dir /mnt/runs/s --coordinator auto"
+    assert words[-1].endswith(train)
+
+
+@pytest.mark.parametrize("platform", ["tpu"])
+def test_pinned_jax_has_what_the_launchers_install(platform):
+    pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("jax==")]
+    assert len(pins) == 1
+    from importlib.metadata import metadata
+
+    assert platform in metadata("jax").get_all("Provides-Extra")
+
+
+def stub(folder, body):
+    """In place of Python: prints a port if asked for one, else does `body`."""
+    path = folder / "python"
+    path.write_text(f"#!/usr/bin/env bash\n[[ $1 == -c ]] && echo 12345 && exit\n{body}\n")
+    path.chmod(0o755)
+    return os.environ | {"PYTHON": str(path)}
+
+
+def test_local_hands_on_a_failure_and_ends_the_others(tmp_path):
+    env = stub(tmp_path, "((JAX_PROCESS_ID == 1)) && echo broken && exit 3; exec sleep 100")
+    start = time.monotonic()
+    found = launch("local.sh", "digits", cwd=tmp_path, env=env)
+    assert found.returncode == 3
+    assert time.monotonic() - start < 50
+    assert found.stderr == (
+        "local.sh: process 1 ended with status 3, so the others are ended (logs: runs/digits.logs)\n"
+    )
+    assert (tmp_path / "runs/digits.logs/process-1.log").read_text() == "broken\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_local_hands_on_a_signal_and_waits_for_an_orderly_end(number, tmp_path):
+    body = (
+        "trap 'echo saved $JAX_PROCESS_ID; exit 0' TERM; echo ready >ready-$JAX_PROCESS_ID; while :; do sleep 0.1; done"
+    )
+    command = [str(LAUNCH / "local.sh"), "--logs", "logs", "digits"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=stub(tmp_path, body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        deadline = time.monotonic() + 50
+        while not all((tmp_path / f"ready-{i}").exists() for i in (0, 1)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(number)
+        out, err = running.communicate(timeout=50)
+    assert (running.returncode, out, err) == (0, "saved 0\n", "")
+    assert (tmp_path / "logs/process-1.log").read_text() == "saved 1\n"
+
+
+@pytest.mark.slow
+def test_local_trains_on_two_processes(tmp_path):
+    env = os.environ | {
+        "PYTHON": sys.executable,
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    options = ["--steps", 3, "--log-every-steps", 1, "--run-dir", "run"]
+    found = launch("local.sh", "--logs", "logs", "digits", *options, cwd=tmp_path, env=env)
+    assert found.returncode == 0, found.stderr
+    assert re.findall(r"^step (\d)/3  loss \d\.\d+", found.stdout, re.MULTILINE) == ["1", "2", "3"]
+    assert re.search(r"^test accuracy \d+\.\d+ %  in run$", found.stdout, re.MULTILINE)
+    assert "loss" not in (tmp_path / "logs" / "process-1.log").read_text()  # process 0 alone reports
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
