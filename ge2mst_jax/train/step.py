@@ -130,7 +130,7 @@ def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, con
     augment_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, targets = augment(augment_key, batch["image"], batch["label"], model.num_classes, config.augment)
     gradients, (batch_stats, metrics) = gradients_of(state, images, targets, drop_key, model, config)
-    metrics |= {"gradient_norm": optax.global_norm(gradients), "learning_rate": jnp.float32(schedule(state.step))}
+    metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": jnp.float32(schedule(state.step))}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = average(state.ema, {"params": params, "batch_stats": batch_stats}, state.step, config.ema_decay)

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Submits an experiment to a GKE cluster with TPUs, as a workload of xpk (pip install xpk).
+#
+#   experiments/launch/gke_xpk.sh --cluster C --project ID --zone ZONE --workload W --tpu-type TYPE --repo URL
+#       --commit SHA --run-dir DIR [options] NAME [options of experiments/train.py]
+#
+#   --cluster C       the cluster, made by `xpk cluster create`
+#   --project ID      its Google Cloud project
+#   --zone ZONE       where it is
+#   --workload W      name of the job: small letters, digits and hyphens
+#   --tpu-type TYPE   such as v5litepod-16
+#   --repo URL        what to clone; the pods must be able to read it
+#   --commit SHA      what to check out
+#   --run-dir DIR     an absolute path in storage that all pods share and can write; gs:// is not supported
+#   --storage S       storage attached to the cluster by `xpk storage` that holds --run-dir; may be repeated
+#   --restarts N      how often a job that was evicted or failed is started again (10)
+#   --image I         container image with Python 3.11 and git (python:3.11)
+#   --dry-run         print the commands, run none
+#   --help            this text
+set -euo pipefail
+
+cluster='' project='' zone='' workload='' tpu_type='' repo='' commit='' run_dir='' restarts=10 image=python:3.11
+storage=() dry_run=''
+configs=$(cd "$(dirname "${BASH_SOURCE[0]}")/../configs" && pwd)
+
+fail() {
+    echo "gke_xpk.sh: error: $*" >&2
+    exit 2
+}
+
+while (($#)); do
+    case $1 in
+        --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit ;;
+        --dry-run) dry_run=yes && shift ;;
+        --storage)
+            (($# > 1)) || fail "$1 needs a value"
+            storage+=("--storage=$2") && shift 2
+            ;;
+        --cluster | --project | --zone | --workload | --tpu-type | --repo | --commit | --run-dir | --restarts | --image)
+            (($# > 1)) || fail "$1 needs a value"
+            variable=${1#--} && printf -v "${variable//-/_}" %s "$2" && shift 2
+            ;;
+        -*) fail "unknown option $1 (--help lists them; options of train.py come after NAME)" ;;
+        *) break ;;
+    esac
+done
+for option in cluster project zone workload tpu-type repo commit run-dir; do
+    variable=${option//-/_}
+    [[ ${!variable} ]] || fail "--$option is missing (--help explains it)"
+done
+[[ $workload =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
+    fail "--workload is '$workload': small letters, digits and hyphens, a letter first"
+[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts is '$restarts': it must be a whole number"
+[[ $run_dir == /* ]] || fail "--run-dir is '$run_dir': it must be an absolute path in mounted storage (no gs://)"
+(($#)) || fail "no experiment: name a file of experiments/configs"
+[[ $1 =~ ^[A-Za-z0-9_]+$ && -f $configs/$1.py ]] || fail "unknown experiment '$1'"
+
+# No single quotes in it: xpk puts it between some. `exec` lets a SIGTERM reach the training.
+printf -v clone 'git clone %q ge2mst_jax && cd ge2mst_jax && git checkout --detach %q' "$repo" "$commit"
+# shellcheck disable=SC2016 # expanded in the pod
+install='pip install -r requirements.txt "jax[tpu]==$(grep ^jax== requirements.txt | cut -d= -f3)"'
+install+=' && pip install --no-deps --editable .'
+printf -v train ' %q' exec python experiments/train.py "$@" --run-dir "$run_dir" --coordinator auto
+command="$clone && $install &&$train"
+[[ $command != *\'* ]] || fail "a quote in an option: xpk cannot pass it on"
+
+create=(
+    xpk workload create "--cluster=$cluster" "--project=$project" "--zone=$zone" "--workload=$workload"
+    "--tpu-type=$tpu_type" --num-slices=1 "--docker-image=$image" "--max-restarts=$restarts" "${storage[@]}"
+    "--command=$command"
+)
+if [[ $dry_run ]]; then
+    printf '%q ' "${create[@]}" && echo
+else
+    "${create[@]}"
+fi
