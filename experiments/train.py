@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -54,7 +55,7 @@ def main(launch: Launch) -> None:
     initialize(launch.train)
     console = Console()
     trained = train(launch.train, launch.run_dir, console)
-    if trained.complete and trained.evaluation is not None:
+    if trained.complete and trained.evaluation is not None and jax.process_index() == 0:
         console.print(
             f"test accuracy {100 * trained.evaluation['accuracy']:.2f} %  in {launch.run_dir}", soft_wrap=True
         )

@@ -123,6 +123,8 @@ class TrainConfig:
             raise ValueError(f"steps is {self.steps}: it must be at least 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate is {self.accumulate}: it must divide batch_size {self.batch_size}")
+        for name in ("data_dir", "init_from"):
+            check_mounted(name, getattr(self, name))
         if self.remat not in REMAT:
             raise ValueError(f"unknown remat {self.remat!r}: known are {', '.join(REMAT)}")
         if self.spike_budget is not None and not 0 < self.spike_budget <= 8:
@@ -144,6 +146,17 @@ class TrainConfig:
     def num_steps(self, examples: int) -> int:
         """Of the whole run, at least 1."""
         return self.steps if self.steps is not None else max(1, self.in_steps(self.epochs, examples))
+
+
+def check_mounted(name: str, path: Path | None) -> None:
+    """Refuses a bucket's address, which a path would take for a folder here.
+
+    Raises:
+        ValueError: `gs://...` and the like.
+    """
+    scheme = str(path).partition(":/")[0]
+    if scheme in ("gs", "s3"):
+        raise ValueError(f"{name} is {path}: a bucket is not a folder; mount it, or use a disk that all hosts share")
 
 
 def as_json(config: TrainConfig) -> dict:

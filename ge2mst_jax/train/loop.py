@@ -19,7 +19,7 @@ from ge2mst_jax.data.sources import open_source
 from ge2mst_jax.report.record import commit
 from ge2mst_jax.report.write import write_whole
 from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive
-from ge2mst_jax.train.config import TrainConfig, as_json
+from ge2mst_jax.train.config import TrainConfig, as_json, check_mounted
 from ge2mst_jax.train.evaluate import evaluate
 from ge2mst_jax.train.metrics import Reporter
 from ge2mst_jax.train.restore import load_averaged
@@ -50,8 +50,10 @@ class Trained:
 class Interruption:
     """SIGTERM (pre-emption) and SIGINT ask for a checkpoint and an orderly end; a second SIGINT ends at once.
 
-    With several processes, all of them stop after the same step.
+    Several processes ask each other every `ASK_STEPS` steps (asking waits for the devices), and stop after the same.
     """
+
+    ASK_STEPS = 8
 
     def __init__(self):
         self.asked = threading.Event()
@@ -76,6 +78,8 @@ class Interruption:
         """Whether to stop after a step."""
         if jax.process_count() == 1:
             return self.asked.is_set()
+        if step % self.ASK_STEPS:
+            return False
         from jax.experimental import multihost_utils
 
         return bool(multihost_utils.process_allgather(self.asked.is_set()).any())
@@ -91,13 +95,15 @@ def train(config: TrainConfig, run_dir, console: Console | None = None) -> Train
     Args:
         config: of the run; the same as before where the folder holds a run already, but for `MAY_DIFFER`.
         run_dir: gets `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-        console: to show progress on.
+        console: to show progress on; process 0 alone does.
 
     Raises:
         ValueError: a wrong input, a folder in use or of another run.
         DivergedError: a loss or gradient that is not finite.
     """
-    console, run_dir = console or Console(quiet=True), Path(run_dir)
+    run_dir = Path(run_dir)
+    check_mounted("run_dir", run_dir)
+    console = console if console is not None and jax.process_index() == 0 else Console(quiet=True)
     source, test = (open_source(config.data, s, config.data_dir, config.on_corrupt) for s in ("train", "test"))
     image_shape = BatchPlan(1, decode=config.decode).shape(source)
     setup = set_up(config, image_shape, len(source.classes), len(source))
@@ -152,7 +158,7 @@ class _Loop:
                 stop = step < self.total and self.interruption.after(step)
                 self._look_up(step, state, reporter, stream, stop)
                 if stop:
-                    self.console.print(f"interrupted: step {step} is saved, the same command goes on", highlight=False)
+                    self._say(f"interrupted: step {step} is saved, the same command goes on")
                     return Trained(state, self.setup, self.evaluation, complete=False)
         return Trained(state, self.setup, self.evaluation, complete=True)
 
@@ -221,8 +227,7 @@ class _Loop:
 
     def _say(self, line: str) -> None:
         log.info(line)
-        if jax.process_index() == 0:
-            self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def _profiled(self, step: int):
