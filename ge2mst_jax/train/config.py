@@ -29,7 +29,7 @@ class TrainConfig:
     """Processes that decode, on each host; 0 decodes in the prefetching thread."""
     prefetch: int = 2
     """Batches held ready on the devices."""
-    augment: AugmentConfig = dataclasses.field(default_factory=lambda: AugmentConfig(crop_padding=1))
+    augment: AugmentConfig = dataclasses.field(default_factory=lambda: AugmentConfig(randaugment_magnitude=3.0, randaugment_layers=1))
     """What is done to images on the device."""
 
     model: str = "ge2mst_nano"
@@ -49,7 +49,7 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the operands of products; parameters and currents are float32."""
 
-    epochs: float = 30.0
+    epochs: float = 36.0
     """Passes over the training images."""
     steps: int | None = None
     """Number of steps, in place of epochs."""
@@ -63,13 +63,13 @@ class TrainConfig:
     """Where the cosine ends, as a share of the peak."""
     warmup_epochs: float = 1.0
     """Length of the linear warm-up."""
-    weight_decay: float = 0.1
+    weight_decay: float = 0.2
     """Of kernels alone: thresholds, gains, biases and leaks have none."""
     clip_norm: float = 1.0
     """Gradients longer than this are scaled down to it."""
     label_smoothing: float = 0.1
     """Share of the target spread over all classes."""
-    ema_decay: float = 0.98
+    ema_decay: float = 0.995
     """Of the moving average of parameters and BatchNorm statistics, which is evaluated, kept as best and deployed."""
     spike_budget: float | None = None
     """Mean spikes per neuron and image that the deployed network may spend; none leaves it free."""
@@ -162,7 +162,7 @@ def check_mounted(name: str, path: Path | None) -> None:
 def as_json(config: TrainConfig) -> dict:
     """A config as JSON holds it.
 
-    >>> as_json(TrainConfig())["augment"]["crop_padding"]
+    >>> as_json(TrainConfig())["augment"]["randaugment_layers"]
     1
     """
     plain = dataclasses.asdict(config)

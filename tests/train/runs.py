@@ -39,8 +39,8 @@ def short(**changes) -> TrainConfig:
     return TrainConfig(**(fields | changes))
 
 
-def setup_of(config: TrainConfig):
-    return set_up(config, (8, 8, 1), 10, EXAMPLES)
+def setup_of(config: TrainConfig, mesh=None):
+    return set_up(config, (8, 8, 1), 10, EXAMPLES, mesh)
 
 
 def state_of(run_dir, config: TrainConfig, step: int | None = None):

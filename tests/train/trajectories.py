@@ -9,24 +9,26 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from runs import BATCH, setup_of, short
 
 from ge2mst_jax.data import BatchPlan, load_digits, local_part, open_source, prefetch_to_device, train_batches
-from ge2mst_jax.train import batch_sharding, evaluate
+from ge2mst_jax.train import batch_sharding, evaluate, make_mesh
 from ge2mst_jax.train.distributed import initialize
 
 STEPS = 20
-CONFIG = dict(steps=STEPS, spike_budget=None, batch_size=BATCH)
+#: A rate at which quantised activations amplify rounding: at a tenth of it no level flips, and nothing is tested.
+CONFIG = dict(steps=STEPS, spike_budget=None, base_learning_rate=0.128)
 
 
-def trajectory(devices: int, nudged: int | None = None) -> dict[str, np.ndarray]:
+def trajectory(devices: int, nudged: str | None = None) -> dict[str, np.ndarray]:
     """Runs the steps and tells the images of each, the losses, the last parameters, and an evaluation of the first.
 
     Args:
         devices: of the mesh.
-        nudged: place, among all parameters, of one that is moved by an ulp before the first step.
+        nudged: a scalar parameter, `layer/name`, that is moved by an ulp before the first step.
     """
     config = short(mesh_data=devices, **CONFIG)
     setup = setup_of(config)
@@ -50,11 +52,11 @@ def trajectory(devices: int, nudged: int | None = None) -> dict[str, np.ndarray]
     }  # fmt: skip
 
 
-def nudge(params, place: int):
+def nudge(params, name: str):
     """The parameters, one of them moved to the next float."""
-    flat, unravel = ravel_pytree(params)
-    moved = unravel(flat.at[place].set(jnp.nextafter(flat[place], jnp.inf)))
-    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), moved, params)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    moved = jnp.nextafter(flat[name], jnp.inf)
+    return traverse_util.unflatten_dict(flat | {name: jax.device_put(moved, flat[name].sharding)}, sep="/")
 
 
 def whole(array) -> np.ndarray:
@@ -66,7 +68,7 @@ def logits_of_deployed(devices: int) -> np.ndarray:
     """The deployed network of the first parameters, run on test images over a mesh."""
     from ge2mst_jax.convert import deploy
 
-    setup = setup_of(short(mesh_data=1, **CONFIG))
+    setup = setup_of(short(**CONFIG), make_mesh(1, 1, jax.local_devices()[:1]))  # each process deploys its own
     net = deploy(setup.model, setup.init().ema, (8, 8, 1))
     images = load_digits().test_images[:BATCH]
     sharding = batch_sharding(setup_of(short(mesh_data=devices, **CONFIG)).mesh)
@@ -74,7 +76,8 @@ def logits_of_deployed(devices: int) -> np.ndarray:
     here = images[start * BATCH // count : (start + 1) * BATCH // count]
     batch = jax.make_array_from_process_local_data(sharding, here)
     model = net.executed("spiking")
-    sums, _ = jax.jit(lambda params, x: model.apply({"params": params}, x))(net.params, batch)
+    params = jax.tree.map(np.asarray, net.params)
+    sums, _ = jax.jit(lambda params, x: model.apply({"params": params}, x))(params, batch)
     return whole(sums)
 
 
