@@ -1,9 +1,10 @@
 """What the neuron, the attention and the spiking execution cost, measured in one run as paired medians.
 
-    python experiments/bench.py [--json FILE] [--quick True]
+    python experiments/bench.py [--json FILE] [--images FOLDER] [--quick True]
 
 Alternatives take turns (a b a b ...), so that a busy machine slows all of them; a figure is the median of its turns.
-Memory is the compiler's own figure: temporary bytes of the compiled training step. About 5 minutes on 2 CPU cores.
+Memory is the compiler's own figure: temporary bytes of the compiled training step. With a folder of images by class the
+input pipeline is measured as well, against plain Pillow. About 8 minutes on 2 CPU cores.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from rich.table import Table
 from ge2mst_jax import create_model
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.convert.deploy import forward
+from ge2mst_jax.data.throughput import measure
 from ge2mst_jax.grouping import Scale, gw_attention, ssa
 from ge2mst_jax.report import environment, write_whole
 from ge2mst_jax.train.command import run_command
@@ -34,6 +36,8 @@ class Bench:
 
     json: Path | None = None
     """Also write the figures to this file."""
+    images: Path | None = None
+    """Folder of images by class (train/CLASS/*.jpg), to measure the input pipeline on."""
     model: str = "ge2mst_cifar"
     """The network that is trained and executed."""
     image_size: int = 32
@@ -161,6 +165,14 @@ def spiking_against_dense(options: Bench) -> dict:
     return {"seconds": seconds, "time_ratio": seconds["spiking"] / seconds["dense"]}
 
 
+def input_pipeline(options: Bench) -> dict | None:
+    """Decoding, cropping and resizing image files, the pipeline against plain Pillow, one core each."""
+    if options.images is None:
+        return None
+    seconds, workers = (1.0, 0) if options.quick else (20.0, 2)
+    return measure(options.images, seconds, workers=workers)
+
+
 def tables(found: dict):
     """The figures as tables for the terminal."""
     twin, spiking = found["twin_against_relu"], found["spiking_against_dense"]
@@ -183,13 +195,19 @@ def tables(found: dict):
     for tokens, row in found["attention"].items():
         table.add_row(tokens, *(f"{_milliseconds(r)} ({r['flops'] / 1e6:.1f})" for r in row.values()))
     yield table
+    if (pipeline := found["input_pipeline"]) is not None:
+        table = Table("images a second", title=f"decode, crop and resize to {pipeline['image_size']} pixels, one core")
+        for name in ("pipeline", "pillow", "ratio"):
+            table.add_column(name, justify="right")
+        table.add_row("", *(f"{pipeline[n]:.{d}f}" for n, d in (("pipeline", 0), ("pillow", 0), ("ratio", 3))))
+        yield table
 
 
 def _milliseconds(row) -> str:
     return f"{1e3 * row['seconds']:.2f}"
 
 
-MEASUREMENTS = (twin_against_relu, training_over_time_steps, attention, spiking_against_dense)
+MEASUREMENTS = (twin_against_relu, training_over_time_steps, attention, spiking_against_dense, input_pipeline)
 
 
 def main(options: Bench) -> None:
@@ -199,8 +217,8 @@ def main(options: Bench) -> None:
         options = dataclasses.replace(options, model="ge2mst_nano", image_size=8, batch_size=4, rounds=2)
     console = Console()
     found = {"model": options.model, "batch_size": options.batch_size, "environment": environment()}
-    for measure in track(MEASUREMENTS, "measuring", console=console):
-        found[measure.__name__] = measure(options)
+    for take in track(MEASUREMENTS, "measuring", console=console):
+        found[take.__name__] = take(options)
     for table in tables(found):
         console.print(table)
     if options.json is not None:

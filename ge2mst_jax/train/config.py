@@ -29,7 +29,9 @@ class TrainConfig:
     """Processes that decode, on each host; 0 decodes in the prefetching thread."""
     prefetch: int = 2
     """Batches held ready on the devices."""
-    augment: AugmentConfig = dataclasses.field(default_factory=lambda: AugmentConfig(randaugment_magnitude=3.0, randaugment_layers=1))
+    augment: AugmentConfig = dataclasses.field(
+        default_factory=lambda: AugmentConfig(randaugment_magnitude=3.0, randaugment_layers=1)
+    )
     """What is done to images on the device."""
 
     model: str = "ge2mst_nano"

@@ -4,10 +4,12 @@ import json
 import sys
 
 import bench
+import evaluate
 import numpy as np
 import predict
 import pytest
 import quickstart
+import train
 from PIL import Image
 
 from ge2mst_jax.data import load_digits
@@ -130,11 +132,98 @@ def test_quickstart_goes_on_with_a_run_and_refuses_another_one_in_its_folder(run
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("execution", ["dense", "spiking"])
+def test_evaluate_reads_a_run_and_a_deployed_network(run_dir, execution, tmp_path, capsys):
+    common = ["--execution", execution, "--limit", 30]
+    assert run(evaluate, evaluate.Evaluate, run_dir, "--out", tmp_path / "run", *common) == 0
+    deployed = [run_dir / "checkpoint", "--data", "digits", "--out", tmp_path / "deployed"]
+    assert run(evaluate, evaluate.Evaluate, *deployed, *common) == 0
+    assert "accuracy" in capsys.readouterr().out
+    for name in ("run", "deployed"):
+        found = json.loads((tmp_path / name / "evaluation.json").read_text())
+        assert found["images"] == np.sum(found["confusion"]) == 30
+        assert found["accuracy"] == np.trace(found["confusion"]) / 30
+        assert found["energy"]["exact"]["total_mj"] > 0
+        assert found["audit"]["real_x_real"] == 0
+        assert (tmp_path / name / "confusion.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["missing"], "no checkpoint"),
+        (["missing", "--execution", "training"], "dense"),
+        (["missing", "--limit", "0"], "limit is 0: it must be at least 1"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(evaluate, evaluate.Evaluate, *arguments, "--data", "digits") == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "missing").exists()
+
+
+def train_by_name(*arguments):
+    """The exit status of `experiments/train.py`."""
+    before, sys.argv = sys.argv, ["train.py", *map(str, arguments)]
+    try:
+        train.launch_by_name()
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.mark.slow
+def test_train_runs_an_experiment_by_its_name(tmp_path, capsys):
+    options = ["--steps", 3, "--batch-size", 32, "--warmup-epochs", 0, "--profile", "True"]
+    assert train_by_name("digits", "--run-dir", tmp_path / "run", *options) == 0
+    said = capsys.readouterr().out
+    assert "resume order 3 of 3: seed 0" in said
+    assert "step 3/3" in said
+    assert "test accuracy" in said
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert {"learning_rate", "gradient_norm", "spikes_per_neuron", "data_seconds"} < set(lines[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mnist"], "unknown experiment 'mnist': known are cifar10, cifar100, digits"),
+        (["digits", "--batch-size", "0"], "batch_size is 0: it must be at least 1"),
+        (["digits", "--batch-sizes", "8"], "--batch-sizes"),
+        (["digits", "--epochs", "many"], "many"),
+        (["digits", "--data", "idx:nowhere"], "nowhere"),
+        (["digits", "--run-dir", "gs://bucket/run"], "run_dir is gs:/bucket/run: a bucket is not a folder"),
+    ],
+)
+def test_train_refuses_what_it_does_not_know(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train_by_name(*arguments) == 2
+    assert says in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_train_lists_the_experiments(capsys):
+    assert train_by_name() == 0
+    assert "experiments: cifar10, cifar100, digits, fashion_mnist" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_bench_prints_and_writes_its_figures(tmp_path, capsys):
     path = tmp_path / "bench.json"
-    assert run(bench, bench.Bench, "--quick", "True", "--json", path) == 0
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(20):
+                noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(noise).save(tmp_path / split / name / f"{i}.png")
+    assert run(bench, bench.Bench, "--quick", "True", "--json", path, "--images", tmp_path) == 0
     found = json.loads(path.read_text())
     assert found["spiking_against_dense"]["time_ratio"] > 1
     memory = [row["expg"]["bytes"] for row in found["training_over_time_steps"].values()]
     assert len(set(memory)) == 1
+    assert found["input_pipeline"]["ratio"] > 0.2
     assert "twin / ReLU" in capsys.readouterr().out
