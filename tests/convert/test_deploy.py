@@ -1,0 +1,190 @@
+"""Deployment: the fold is the stated formula, and what cannot be converted is refused by name."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from edits import CONV, first, fraction_bits, neuron_records
+from flax import traverse_util
+from tiny_networks import SHAPE, random_images, random_variables, tiny_model
+
+from ge2mst_jax.convert import (
+    ConversionError,
+    deploy,
+    fixed_point,
+    fold,
+)
+from ge2mst_jax.convert.deploy import forward
+from ge2mst_jax.models import ge2mst
+from ge2mst_jax.nn import ConvBlock
+
+IMAGES = random_images(16)
+
+
+# --- folding ----------------------------------------------------------------------------------------------------------
+
+
+def test_fold_is_the_stated_formula_with_gains_of_both_signs(model, variables):
+    folded = traverse_util.flatten_dict(fold(model, variables, SHAPE)[0], sep="/")
+    params = traverse_util.flatten_dict(variables["params"], sep="/")
+    stats = traverse_util.flatten_dict(variables["batch_stats"], sep="/")
+
+    def expected(layer):
+        gain = params[f"{layer}/norm/scale"] / np.sqrt(stats[f"{layer}/norm/var"] + 1e-5)
+        assert (gain < 0).any()
+        assert (gain > 0).any()
+        return params[f"{layer}/kernel"] * gain, params[f"{layer}/norm/bias"] - stats[f"{layer}/norm/mean"] * gain
+
+    def softplus(x):
+        return np.log1p(np.exp(x))
+
+    block = "stage_1/block_0/attention"
+    for layer in ("stem/synapse", "stage_1/down/synapse", f"{block}/out"):
+        kernel, bias = expected(layer)
+        np.testing.assert_allclose(folded[f"{layer}/kernel"], kernel, rtol=2e-6)
+        np.testing.assert_allclose(folded[f"{layer}/bias"], bias, rtol=2e-6, atol=1e-6)
+    # Attention: the current is counted in units of 2^-p θq θk θv, one a head. 4 tokens of width 8: p = log2(32) - 4.
+    heads = [softplus(params[f"{block}/neuron_{key}/raw"]) for key in "qk"]
+    theta_v = softplus(params[f"{block}/neuron_v/raw"])
+    unit = np.repeat(0.5 * heads[0] * heads[1] * theta_v, 8)
+    kernel, bias = expected(f"{block}/local")
+    np.testing.assert_allclose(folded[f"{block}/local/kernel"], kernel / unit, rtol=1e-5)
+    np.testing.assert_allclose(folded[f"{block}/local/bias"], bias / unit, rtol=1e-5, atol=1e-5)
+    theta_out = softplus(params[f"{block}/neuron_out/raw"])
+    np.testing.assert_allclose(folded[f"{block}/neuron_out/threshold"], theta_out / unit, rtol=1e-5)
+    # The head: W·θ, and the bias once a token.
+    theta_head = softplus(params["neuron_head/raw"])
+    np.testing.assert_allclose(folded["head/kernel"], params["head/kernel"] * theta_head, rtol=2e-6)
+    np.testing.assert_allclose(folded["head/bias"], 16 * params["head/bias"], rtol=2e-6)
+
+
+def test_first_current_differs_from_the_training_network_by_rounding_alone(model, variables, net):
+    trained = forward(model.clone(capture="levels"), variables, IMAGES[:8])
+    deployed = net(IMAGES[:8], capture="levels")
+    name = "stage_0/block_0/neuron_0"
+    currents = [np.asarray(aux[name].current, np.float64) for aux in (trained[1], deployed[1])]
+    # 18 pixels of at most 255 and a bias, each number rounded by half a grid step; the rest is float32's own.
+    rounding = (18 * 255 + 1) * 2.0 ** -(fraction_bits(net, name) + 1)
+    assert np.abs(currents[0] - currents[1]).max() <= rounding + 1e-5
+    assert np.abs(currents[0]).max() > 100 * rounding
+
+
+def test_folded_network_is_the_training_network(model, variables):
+    """Before rounding: a level may move only where float32 leaves a tie open; a wrong fold moves a tenth and more."""
+    trained = forward(model.clone(capture="levels"), variables, IMAGES[:8])
+    params = fold(model, variables, SHAPE)[0]
+    folded = forward(model.clone(execution="dense", capture="levels"), {"params": params}, IMAGES[:8])
+    for name, record in neuron_records(trained[1]).items():
+        assert np.mean(np.asarray(record.levels) != np.asarray(folded[1][name].levels)) < 0.002, name
+    np.testing.assert_allclose(np.asarray(folded[0]) / 16, np.asarray(trained[0]), atol=0.002)
+
+
+# --- what deploy refuses ----------------------------------------------------------------------------------------------
+
+
+def changed(variables, collection, path, change):
+    flat = traverse_util.flatten_dict(variables[collection], sep="/")
+    assert path in flat
+    flat[path] = np.float32(change(np.array(flat[path])))
+    return {**variables, collection: traverse_util.unflatten_dict(flat, sep="/")}
+
+
+@pytest.mark.parametrize("neuron", ["relu", "qcfs", "sfa", "if", "lif", "plif"])
+def test_other_neurons_are_refused_by_name(variables, neuron):
+    with pytest.raises(ConversionError, match=f"'{neuron}' neurons cannot be converted: only 'expg' is lossless"):
+        deploy(tiny_model(neuron=neuron), variables, SHAPE)
+
+
+def test_models_of_others_are_refused(variables):
+    with pytest.raises(ConversionError, match="'unknown' neurons"):
+        deploy(nn.Dense(3), variables, SHAPE)
+
+
+def test_deployed_network_is_refused(model, net):
+    with pytest.raises(ConversionError, match="deployed already"):
+        deploy(model.clone(execution="dense"), {"params": net.params}, SHAPE)
+
+
+class TanhBlock(ConvBlock):
+    """A convolution block that squashes its current."""
+
+    @nn.compact
+    def __call__(self, current, train):
+        return super().__call__(current.replace(value=jnp.tanh(current.value)), train)
+
+
+class DenseBlock(ConvBlock):
+    """A convolution block with a layer that nobody taught to fold itself."""
+
+    @nn.compact
+    def __call__(self, current, train):
+        return super().__call__(current.replace(value=nn.Dense(8, name="adapter")(current.value)), train)
+
+
+def test_unknown_layer_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(ge2mst, "ConvBlock", DenseBlock)
+    model = tiny_model(num_classes=6)
+    with pytest.raises(
+        ConversionError, match=r"does not know the layer stage_0/block_0/adapter \(it holds '(bias|ker)"
+    ):
+        deploy(model, random_variables(model), SHAPE)
+
+
+def test_operation_that_is_no_sum_of_spikes_is_refused_by_layer(monkeypatch):
+    monkeypatch.setattr(ge2mst, "ConvBlock", TanhBlock)
+    model = tiny_model(num_classes=7)
+    with pytest.raises(ConversionError, match=r"^stage_0/block_0: the operation 'tanh' is not a spike"):
+        deploy(model, random_variables(model), SHAPE)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize(
+    ("collection", "path"),
+    [
+        ("params", "stage_1/down/synapse/kernel"),
+        ("batch_stats", "stem/synapse/norm/var"),
+        ("params", "neuron_head/raw"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_by_name(model, variables, collection, path, value):
+    bad = changed(variables, collection, path, lambda a: first(a, value))
+    with pytest.raises(ConversionError, match=f"^{collection}/{path} holds numbers that are not finite"):
+        deploy(model, bad, SHAPE)
+
+
+def test_numbers_that_fold_to_infinity_are_refused(model, variables):
+    # Each is finite; their product is not.
+    bad = changed(variables, "params", "stem/synapse/kernel", lambda a: a * 1e30)
+    bad = changed(bad, "params", "stem/synapse/norm/scale", lambda a: a * 1e30)
+    with pytest.raises(ConversionError, match=r"^stem/synapse/kernel is not finite once"):
+        deploy(model, bad, SHAPE)
+
+
+def test_bound_that_leaves_no_fraction_bits_is_refused_by_layer(model, variables):
+    bad = changed(variables, "params", f"{CONV}/kernel", lambda a: a * 1e6)
+    with pytest.raises(ConversionError, match=r"stage_0/block_0/neuron_1 can reach [0-9.e+]+, .* no fraction bits"):
+        deploy(model, bad, SHAPE)
+
+
+def test_threshold_that_rounds_to_zero_is_refused_by_layer(model, variables):
+    bad = changed(variables, "params", "stage_0/block_0/neuron_1/raw", lambda a: np.full_like(a, -20.0))
+    with pytest.raises(
+        ConversionError, match=r"threshold of stage_0/block_0/neuron_1 rounds to zero at [0-9]+ fraction"
+    ):
+        deploy(model, bad, SHAPE)
+
+
+def test_drop_of_accuracy_is_refused(small, monkeypatch):
+    model, variables = small
+    images = random_images(64, seed=9)
+    logits = np.asarray(forward(model, variables, images)[0])
+    # A bias that makes all classes as likely, or nothing could drop.
+    variables = changed(variables, "params", "head/bias", lambda bias: bias - logits.mean(0))
+    labels = np.argmax(logits - logits.mean(0), -1)
+    assert len(set(labels.tolist())) > 3
+    deploy(model, variables, SHAPE, calibration=(images, labels), max_accuracy_drop=0.02)
+    monkeypatch.setattr(fixed_point, "MAX_FRACTION_BITS", 4)  # a network ruined by rounding
+    with pytest.raises(ConversionError, match=r"drops from 100.00% to [0-9.]+%, more than max_accuracy_drop = 0.20%"):
+        deploy(model, variables, SHAPE, calibration=(images, labels))
+    coarse = deploy(model, variables, SHAPE, calibration=(images, labels), max_accuracy_drop=1.0)
+    assert max(f.fraction_bits for f in coarse.formats) == 4
