@@ -31,7 +31,7 @@ class Quickstart:
 
     run_dir: Path = Path("runs/quickstart")
     """Where the report, the pictures and the checkpoint go; a run that is there already goes on."""
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(eval_every_epochs=6.0))
     """The training run."""
 
 

@@ -8,4 +8,4 @@ Expected: about 1 minute; numbers in docs/results.md.
 
 from ge2mst_jax.train import TrainConfig
 
-CONFIG = TrainConfig(data="digits")
+CONFIG = TrainConfig(data="digits", eval_every_epochs=6.0)

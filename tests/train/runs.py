@@ -76,13 +76,15 @@ def start(run_dir, changes=None, *end, devices=8, **environment) -> subprocess.P
     )
 
 
-def finish(*processes, seconds=240) -> list[tuple[int, str]]:
+def finish(*processes, seconds=400) -> list[tuple[int, str]]:
     """`(exit status, what it printed)` of each."""
     try:
         said = [process.communicate(timeout=seconds)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.wait()
+            process.stdout.close()
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 

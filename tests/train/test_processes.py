@@ -79,6 +79,17 @@ def test_deployed_outputs_are_equal_bit_for_bit(runs):
     np.testing.assert_array_equal(runs["2x4"]["logits"], one)
 
 
+def test_pre_emption_of_one_process_stops_all_after_the_same_step(tmp_path):
+    def start_one(environment):
+        end = ("term", 5) if environment["JAX_PROCESS_ID"] == "1" else ()
+        return start(tmp_path, {}, *end, devices=4, **environment)
+
+    for status, said in finish(*together(start_one, 2)):
+        assert status == 0, said
+    assert state_of(tmp_path, short())[0] == 8  # they ask each other every 8 steps
+    assert [line["step"] for line in lines_of(tmp_path) if "loss" in line] == list(range(1, 9))
+
+
 def test_run_of_two_processes_goes_on_in_one(tmp_path):
     two = together(lambda environment: start(tmp_path, {}, "after", 6, devices=4, **environment), 2)
     statuses = [status for status, _ in finish(*two)]
