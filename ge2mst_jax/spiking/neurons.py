@@ -91,7 +91,7 @@ def expg_charge(linear_map, spikes, code: SpikeCode):
         return charge_step(params, membrane, (weight, linear_map(arriving)))
 
     first = weights[0] * linear_map(spikes[0])
-    return first if code.num_steps == 1 else scan_time(step, None, first, (weights[1:], spikes[1:]))[0]
+    return first if code.num_steps == 1 else scan_time(step, None, first, (weights[1:], spikes[1:]), unroll=False)[0]
 
 
 def expg_fire(current, threshold, code: SpikeCode):

@@ -8,7 +8,7 @@ import jax
 MAX_UNROLL = 8
 
 
-def scan_time(step, params, state, inputs):
+def scan_time(step, params, state, inputs, unroll: bool = True):
     """Runs `step(params, state, input) -> (state, output)` over the leading axis of `inputs`.
 
     Args:
@@ -16,6 +16,7 @@ def scan_time(step, params, state, inputs):
         params: passed to every step as it is.
         state: pytree, the state before the first step.
         inputs: pytree of `[T, ...]`.
+        unroll: whether short scans are written out: not where a step is heavy, for all temporaries would live at once.
 
     Returns:
         The last state and the outputs, `[T, ...]`.
@@ -25,5 +26,5 @@ def scan_time(step, params, state, inputs):
     [0.0, 2.0, 6.0]
     """
     length = jax.tree.leaves(inputs)[0].shape[0]
-    unroll = length if length <= MAX_UNROLL else 1
-    return jax.lax.scan(functools.partial(step, params), state, inputs, unroll=unroll)
+    written_out = unroll and length <= MAX_UNROLL
+    return jax.lax.scan(functools.partial(step, params), state, inputs, unroll=length if written_out else 1)
