@@ -160,16 +160,20 @@ def test_local_hands_on_a_signal_and_waits_for_an_orderly_end(number, tmp_path):
     body = (
         "trap 'echo saved $JAX_PROCESS_ID; exit 0' TERM; echo ready >ready-$JAX_PROCESS_ID; while :; do sleep 0.1; done"
     )
-    command = [str(LAUNCH / "local.sh"), "--logs", "logs", "digits"]
+    # A shell that starts tests in the background lets them ignore SIGINT, which bash could not trap then.
+    command = ["env", "--default-signal=INT,TERM", str(LAUNCH / "local.sh"), "--logs", "logs", "digits"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=stub(tmp_path, body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         deadline = time.monotonic() + 50
-        while not all((tmp_path / f"ready-{i}").exists() for i in (0, 1)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        running.send_signal(number)
-        out, err = running.communicate(timeout=50)
+        try:
+            while not all((tmp_path / f"ready-{i}").exists() for i in (0, 1)):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            running.send_signal(number)
+            out, err = running.communicate(timeout=50)
+        finally:
+            running.kill()
     assert (running.returncode, out, err) == (0, "saved 0\n", "")
     assert (tmp_path / "logs/process-1.log").read_text() == "saved 1\n"
 
