@@ -66,8 +66,8 @@ def replicated(mesh) -> NamedSharding:
 def spec_of(shape, rule: Rule, mesh, fsdp_min_elements: int) -> PartitionSpec:
     """The sharding of one array under a rule.
 
-    >>> spec_of((3, 3, 64, 128), Rule("", tensor=True), make_mesh(1, 1), 0)
-    PartitionSpec(None, None, None, 'model')
+    >>> tuple(spec_of((3, 3, 64, 128), Rule("", tensor=True), make_mesh(1, 1), 0))
+    (None, None, None, 'model')
     """
     axes: list[str | None] = [None] * len(shape)
     size = 1
