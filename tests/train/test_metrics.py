@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from runs import lines_of, short
+from short_runs import lines_of, short
 
 from ge2mst_jax.train import DivergedError, read_metrics, train
 from ge2mst_jax.train.metrics import MetricsFile, Reporter

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import EVERY, finish, lines_of, settings, short, start, state_of, together
+from short_runs import EVERY, finish, lines_of, settings, short, start, state_of, together
 from trajectories import STEPS, logits_of_deployed, trajectory
 
 from ge2mst_jax.train import train

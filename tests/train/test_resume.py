@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from runs import EVERY, STEPS, finish, lines_of, short, start, state_of
+from short_runs import EVERY, STEPS, finish, lines_of, short, start, state_of
 
 from ge2mst_jax.train import train
 from ge2mst_jax.train.checkpoints import exclusive

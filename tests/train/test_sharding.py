@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
-from runs import setup_of, short
+from short_runs import setup_of, short
 
 from ge2mst_jax.train import Rule, infer_shardings, make_mesh, set_up
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
-from runs import BATCH, setup_of, short
+from short_runs import BATCH, setup_of, short
 
 from ge2mst_jax.data import BatchPlan, load_digits, local_part, open_source, prefetch_to_device, train_batches
 from ge2mst_jax.train import batch_sharding, evaluate, make_mesh

@@ -2,7 +2,7 @@
 
 Started as a script it is one process of a run, which ends as the tests want it to:
 
-    python tests/train/runs.py RUN_DIR '{"mesh_data": 4}' [after|term|in_save STEP]
+    python tests/train/short_runs.py RUN_DIR '{"mesh_data": 4}' [after|term|in_save STEP]
 
 `after` kills itself (SIGKILL) when a step is reported, `term` sends itself a SIGTERM then, `in_save` kills itself while
 the checkpoint of a step is being written. Exit status 0 only where the trainer ended in order.
