@@ -347,7 +347,9 @@ def test_batches_add_up_to_the_whole(deployed):
     whole = count(deployed["dense"])
 
     def half(part):
-        cut = lambda r: r if isinstance(r, SynapseRecord) else jax.tree.map(lambda a: a[part], r)  # noqa: E731
+        def cut(record):
+            return record if isinstance(record, SynapseRecord) else jax.tree.map(lambda a: a[part], record)
+
         return {name: cut(record) for name, record in deployed["dense"].items()}
 
     halves = count(half(slice(0, 3)), half(slice(3, 8)))
