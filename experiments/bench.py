@@ -25,8 +25,9 @@ from ge2mst_jax import create_model
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.data.throughput import measure
+from ge2mst_jax.files import write_whole
 from ge2mst_jax.grouping import Scale, gw_attention, ssa
-from ge2mst_jax.report import environment, write_whole
+from ge2mst_jax.provenance import environment
 from ge2mst_jax.train.command import run_command
 
 

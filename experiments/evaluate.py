@@ -22,7 +22,8 @@ from rich.table import Table
 from ge2mst_jax.convert import check_network, deploy, load_net
 from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches, open_source
 from ge2mst_jax.energy import CONVENTIONS, SpikeCounter, audit, energy
-from ge2mst_jax.report import confusion_figure, write_whole
+from ge2mst_jax.files import write_whole
+from ge2mst_jax.report import confusion_figure
 from ge2mst_jax.train import from_json, load_averaged
 from ge2mst_jax.train.command import run_command
 

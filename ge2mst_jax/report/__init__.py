@@ -2,18 +2,16 @@
 
 from ge2mst_jax.report.figures import confusion_figure, draw_figures
 from ge2mst_jax.report.page import render_page
-from ge2mst_jax.report.record import SCHEMA, build_report, environment
+from ge2mst_jax.report.record import SCHEMA, build_report
 from ge2mst_jax.report.tables import summary_table
-from ge2mst_jax.report.write import write_report, write_whole
+from ge2mst_jax.report.write import write_report
 
 __all__ = [
     "SCHEMA",
     "build_report",
     "confusion_figure",
     "draw_figures",
-    "environment",
     "render_page",
     "summary_table",
     "write_report",
-    "write_whole",
 ]

@@ -1,22 +1,11 @@
 """Writes a run's report whole: each file under a temporary name first, then renamed."""
 
 import json
-import os
 from pathlib import Path
 
+from ge2mst_jax.files import write_whole
 from ge2mst_jax.report.figures import draw_figures
 from ge2mst_jax.report.page import render_page
-
-
-def write_whole(path, content: bytes | str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_report(run_dir, report: dict, net, images, history) -> None:

@@ -16,8 +16,8 @@ from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
 from ge2mst_jax.data.sources import open_source
-from ge2mst_jax.report.record import commit
-from ge2mst_jax.report.write import write_whole
+from ge2mst_jax.files import write_whole
+from ge2mst_jax.provenance import commit
 from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive
 from ge2mst_jax.train.config import TrainConfig, as_json, check_mounted
 from ge2mst_jax.train.evaluate import evaluate

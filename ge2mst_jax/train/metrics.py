@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ge2mst_jax.report.write import write_whole
+from ge2mst_jax.files import write_whole
 
 
 class DivergedError(ValueError):

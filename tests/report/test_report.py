@@ -13,8 +13,9 @@ from tiny_networks import SHAPE, random_images, random_variables, tiny_model
 from ge2mst_jax.convert import certify, deploy
 from ge2mst_jax.data import Dataset
 from ge2mst_jax.energy import SpikeCounter, audit
+from ge2mst_jax.files import write_whole
 from ge2mst_jax.nn import NeuronRecord
-from ge2mst_jax.report import build_report, figures, summary_table, write_report, write_whole
+from ge2mst_jax.report import build_report, figures, summary_table, write_report
 
 IMAGES = random_images(8)
 LABELS = np.arange(8, dtype=np.int32) % 5
