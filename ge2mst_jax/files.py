@@ -1,7 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON that is what it should be."""
 
+import json
 import os
 from pathlib import Path
+
+from ge2mst_jax.checks import one_line
 
 
 def write_whole(path, content: bytes | str) -> None:
@@ -24,3 +27,26 @@ def write_whole(path, content: bytes | str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: the file is no JSON (empty, cut off, binary), or holds no object; names the file.
+        OSError: it cannot be read.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.json"
+    >>> write_whole(path, "[]")
+    >>> read_json(path)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: ...a.json: damaged (holds a list, not a JSON object)
+    """
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
+        raise ValueError(f"{path}: damaged ({one_line(error)})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: damaged (holds a {type(found).__name__}, not a JSON object)")
+    return found

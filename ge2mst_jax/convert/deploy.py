@@ -37,6 +37,8 @@ class DeployedNet:
         image_shape: `(H, W, C)`.
         digest: SHA-256 of all of the above as `deploy` made it.
         source: the training network's variables, if kept.
+        about: what else a user of the network should know, as JSON: `data` (what it was trained on), `classes` (names,
+            in order), `decode` (fields of `data.DecodeConfig`, for image files), each where known.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class DeployedNet:
     image_shape: tuple[int, int, int]
     digest: str
     source: Any = None
+    about: dict = dataclasses.field(default_factory=dict)
 
     def __call__(self, images, execution: str = "dense", capture: str = "counts"):
         check_images(images, self.image_shape)
@@ -153,7 +156,9 @@ def accuracy(logits, labels) -> float:
     return float(np.mean(np.argmax(np.asarray(logits), -1) == np.asarray(labels)))
 
 
-def deploy(model, variables, image_shape, calibration=None, max_accuracy_drop: float = 0.002) -> DeployedNet:
+def deploy(
+    model, variables, image_shape, calibration=None, max_accuracy_drop: float = 0.002, about: dict | None = None
+) -> DeployedNet:
     """Turns a trained network into one whose dense and spiking executions are equal bit for bit.
 
     Every layer folds itself: `W' = W·γ/σ`, `b' = β - μγ/σ` (σ is that of sums of levels, so it holds θ); the head
@@ -167,6 +172,7 @@ def deploy(model, variables, image_shape, calibration=None, max_accuracy_drop: f
         image_shape: `(H, W, C)` of the images to come.
         calibration: `(images, labels)` to hold the accuracy against, optional.
         max_accuracy_drop: most of it that folding and rounding may cost there, a share (0.002 is 0.2 points).
+        about: as of `DeployedNet`.
 
     Raises:
         ConversionError: another neuron, a layer that it doesn't know, an operation that is not spikes and sums, a
@@ -190,7 +196,13 @@ def deploy(model, variables, image_shape, calibration=None, max_accuracy_drop: f
     params = nest(layers)
     formats = tuple(formats)
     net = DeployedNet(
-        model, params, formats, image_shape, digest_of(params, formats, image_shape), jax.device_get(variables)
+        model,
+        params,
+        formats,
+        image_shape,
+        digest_of(params, formats, image_shape),
+        jax.device_get(variables),
+        about or {},
     )
     network_products(net)  # refuses operations that are not spikes and sums
     if calibration is not None:
