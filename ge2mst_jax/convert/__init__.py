@@ -10,7 +10,6 @@ from ge2mst_jax.convert.certificate import (
 )
 from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_images, deploy, digest_of, fold
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat
-from ge2mst_jax.convert.products import Product, count_by_kind, list_products, network_products
 from ge2mst_jax.convert.storage import CheckpointError, load_net, save_net
 
 __all__ = [
@@ -21,18 +20,14 @@ __all__ = [
     "CurrentFormat",
     "DeployedNet",
     "LayerCertificate",
-    "Product",
     "accuracy",
     "certify",
     "check_images",
     "check_network",
     "compare_executions",
-    "count_by_kind",
     "deploy",
     "digest_of",
     "fold",
-    "list_products",
     "load_net",
-    "network_products",
     "save_net",
 ]

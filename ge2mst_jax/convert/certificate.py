@@ -9,6 +9,7 @@ import numpy as np
 
 from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_images, digest_of, forward
 from ge2mst_jax.convert.fixed_point import SIGNIFICAND_BITS, current_bound, leaves, round_to, shared_currents
+from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.nn import NeuronRecord, SynapseRecord
 
 
@@ -155,6 +156,11 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
     if len(images) == 0:
         raise ValueError("no images: a certificate needs at least one")
     check_network(net)
+    for execution in ("dense", "spiking"):
+        try:
+            audit(net, execution).check(analog_stem=True)
+        except AuditError as error:
+            raise CertificateError(str(error)) from error
     totals, logits, sums = compare_executions(net, net, images, batch_size, progress)
     for name, (spikes, levels) in totals.items():
         if spikes or levels:

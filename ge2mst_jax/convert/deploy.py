@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat, choose_format, nest, shared_currents
-from ge2mst_jax.convert.products import network_products
+from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.nn import SynapseRecord
 
 
@@ -120,6 +120,14 @@ def _refuse_not_finite(arrays, what) -> None:
             raise ConversionError(f"{path} {what}")
 
 
+def _refuse_what_multiplies(net) -> None:
+    for execution in ("dense", "spiking"):
+        try:
+            audit(net, execution).check(analog_stem=True)
+        except AuditError as error:
+            raise ConversionError(f"{error}: it cannot be converted") from error
+
+
 def fold(model, variables, image_shape):
     """Folds BatchNorm and thresholds into weights, in float32, not rounded.
 
@@ -204,7 +212,7 @@ def deploy(
         jax.device_get(variables),
         about or {},
     )
-    network_products(net)  # refuses operations that are not spikes and sums
+    _refuse_what_multiplies(net)
     if calibration is not None:
         images, labels = calibration
         before, after = accuracy(net.training_logits(images), labels), accuracy(net(images)[0], labels)
