@@ -5,6 +5,7 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_networks import random_images, random_variables, tiny_model
 
@@ -92,6 +93,7 @@ def test_report_is_json_with_every_kind(net):
 
 # --- kinds of numbers -------------------------------------------------------------------------------------------------
 
+ZEROS = np.zeros((3, 3), np.float32)
 NUMBERS = {kind: jax.ShapeDtypeStruct((3, 3), jnp.float32) for kind in KINDS}
 
 
@@ -139,12 +141,12 @@ NUMBERS = {kind: jax.ShapeDtypeStruct((3, 3), jnp.float32) for kind in KINDS}
         # A count that grows in a loop: a level while the loop is short.
         (
             "binary real",
-            lambda s, w: jax.lax.fori_loop(0, 9, lambda i, n: n + s, jnp.zeros((3, 3))) * w,
+            lambda s, w: jax.lax.fori_loop(0, 9, lambda i, n: n + s, ZEROS) * w,
             "level x real",
         ),
         (
             "binary real",
-            lambda s, w: jax.lax.fori_loop(0, 10**6, lambda i, n: n + s, jnp.zeros((3, 3))) * w,
+            lambda s, w: jax.lax.fori_loop(0, 10**6, lambda i, n: n + s, ZEROS) * w,
             "real x real",
         ),
         ("real", lambda x: jnp.sum(x[jnp.array([0, -1])] * 0.5, 0), "power_of_two x real"),
