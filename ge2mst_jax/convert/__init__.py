@@ -8,7 +8,7 @@ from ge2mst_jax.convert.certificate import (
     check_network,
     compare_executions,
 )
-from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_images, deploy, digest_of, fold
+from ge2mst_jax.convert.deploy import DeployedNet, accuracy, deploy, digest_of, fold
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat
 from ge2mst_jax.convert.storage import CheckpointError, load_net, save_net
 
@@ -22,7 +22,6 @@ __all__ = [
     "LayerCertificate",
     "accuracy",
     "certify",
-    "check_images",
     "check_network",
     "compare_executions",
     "deploy",

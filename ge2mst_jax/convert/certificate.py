@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_images, digest_of, forward
+from ge2mst_jax.convert.deploy import DeployedNet, accuracy, digest_of, forward
 from ge2mst_jax.convert.fixed_point import SIGNIFICAND_BITS, current_bound, leaves, round_to, shared_currents
 from ge2mst_jax.energy import AuditError, audit
-from ge2mst_jax.nn import NeuronRecord, SynapseRecord
+from ge2mst_jax.nn import NeuronRecord, SynapseRecord, check_images
 
 
 class CertificateError(ValueError):

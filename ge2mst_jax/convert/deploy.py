@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat, choose_format, nest, shared_currents
 from ge2mst_jax.energy import AuditError, audit
-from ge2mst_jax.nn import SynapseRecord
+from ge2mst_jax.nn import SynapseRecord, check_images
 
 
 @functools.partial(jax.jit, static_argnames=("model", "train"))
@@ -50,8 +50,9 @@ class DeployedNet:
     about: dict = dataclasses.field(default_factory=dict)
 
     def __call__(self, images, execution: str = "dense", capture: str = "counts"):
+        images = jnp.asarray(images)
         check_images(images, self.image_shape)
-        sums, aux = forward(self.executed(execution, capture), {"params": self.params}, jnp.asarray(images))
+        sums, aux = forward(self.executed(execution, capture), {"params": self.params}, images)
         return self.logits(sums, aux), aux
 
     def executed(self, execution: str, capture: str = "counts") -> nn.Module:
@@ -77,21 +78,6 @@ class DeployedNet:
         if self.source is None:
             raise ValueError("this network does not carry its training network")
         return forward(self.model, self.source, jnp.asarray(images))[0]
-
-
-def check_images(images, image_shape) -> None:
-    """Raises a `ValueError` unless `images` is `[B, *image_shape]`, uint8 or finite floats in [0, 1]."""
-    if images.shape[1:] != tuple(image_shape):
-        raise ValueError(
-            f"images of shape {tuple(images.shape)}: this network takes [B, {', '.join(map(str, image_shape))}]"
-        )
-    if isinstance(images, jax.core.Tracer) or images.dtype == np.uint8:
-        return
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images of dtype {images.dtype}: they must be uint8, or float in [0, 1]")
-    low, high = float(jnp.min(images)), float(jnp.max(images))
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"float images must be finite and in [0, 1]; these reach from {low:g} to {high:g}")
 
 
 def digest_of(params, formats, image_shape) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge2mst_jax.grouping import Scale
-from ge2mst_jax.nn import AttentionBlock, ConvBlock, Current, Downsample, Head, Neuron, Stem, Wire
+from ge2mst_jax.nn import AttentionBlock, ConvBlock, Current, Downsample, Head, Neuron, Stem, Wire, refuse_others
 from ge2mst_jax.spiking import SpikeCode
 
 #: What a block's backward pass computes anew: nothing; all but what the named policy of `jax.checkpoint` saves.
@@ -66,7 +66,7 @@ class Stage(nn.Module):
         return current, aux
 
     def _kind(self, block):
-        if self.remat == "none" or self.wire.deployed:
+        if self.remat == "none":
             return block
         return nn.remat(block, policy=getattr(jax.checkpoint_policies, self.remat), static_argnums=(2,))
 
@@ -136,4 +136,5 @@ class Ge2mST(nn.Module):
         signal, more = Neuron(wire, name="neuron_head")(current)
         aux |= more
         logits, more = Head(wire, self.num_classes, name="head")(signal)
+        logits = refuse_others(logits, images)
         return logits, collections.OrderedDict(aux | more)  # a plain dict would come out of jit sorted by name

@@ -8,11 +8,11 @@ from ge2mst_jax.nn.blocks import (
     Downsample,
     FeedForward,
     Stem,
-    pixels,
 )
+from ge2mst_jax.nn.images import check_images, in_range, pixels, refuse_others
+from ge2mst_jax.nn.layers import Head, Neuron, Synapse
 from ge2mst_jax.nn.maps import conv2d, fan_out, output_size
-from ge2mst_jax.nn.neuron import NEURONS, Neuron
-from ge2mst_jax.nn.synapse import Head, Synapse
+from ge2mst_jax.nn.neuron import NEURONS
 from ge2mst_jax.nn.wire import (
     CAPTURES,
     EXECUTIONS,
@@ -44,8 +44,11 @@ __all__ = [
     "Synapse",
     "SynapseRecord",
     "Wire",
+    "check_images",
     "conv2d",
     "fan_out",
+    "in_range",
     "output_size",
     "pixels",
+    "refuse_others",
 ]

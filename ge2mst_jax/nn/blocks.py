@@ -1,30 +1,17 @@
 """Blocks: the stem, GW-SSA, the group-wise feed-forward and the convolution block. Residual sums join currents."""
 
-import math
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.grouping import Scale, attention_synops, gw_attention, share_heads
-from ge2mst_jax.nn.neuron import BINARY, Neuron, record
-from ge2mst_jax.nn.synapse import Synapse
-from ge2mst_jax.nn.wire import AttentionRecord, Current, Signal, Wire
-from ge2mst_jax.spiking import SpikeCode, align
+from ge2mst_jax.grouping import Scale
+from ge2mst_jax.nn.images import check_images, pixels
+from ge2mst_jax.nn.layers import Neuron, Synapse, attend
+from ge2mst_jax.nn.neuron import BINARY, record
+from ge2mst_jax.nn.wire import Current, Signal, Wire
+from ge2mst_jax.spiking import SpikeCode
 
 PIXELS = SpikeCode.parse("1x8")
 INPUT_CODES = ("direct", "1x8")
-
-
-def pixels(images):
-    """`p = round(255·x)` of float images in [0, 1]; uint8 images as they are. Returns float32 integers 0..255.
-
-    >>> pixels(jnp.array([0.0, 0.5, 1.0]))
-    Array([  0., 128., 255.], dtype=float32)
-    """
-    if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32)
-    return jnp.clip(jnp.round(images.astype(jnp.float32) * 255.0), 0.0, 255.0)
 
 
 class Stem(nn.Module):
@@ -44,14 +31,14 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, images, train: bool):
+        check_images(images)
         name = "/".join((*self.path, "image"))
         coded = self.input_code == "1x8"
         spiking = self.wire.execution == "spiking" and coded
         data, form = pixels(images), "levels"
         if spiking:
             data, form = PIXELS.encode(data), "train"
-        threshold = None if self.wire.deployed else jnp.float32(1 / 255)
-        signal = Signal(data, threshold, PIXELS, form, name)
+        signal = Signal(data, None, PIXELS, form, name)
         current, aux = Synapse(self.wire, self.features, self.kernel, self.stride, role="stem", name="synapse")(
             signal, train
         )
@@ -91,63 +78,15 @@ class GWSSA(nn.Module):
             neuron = Neuron(self.wire, BINARY if binary else None, self.heads if binary else 1, name=f"neuron_{key}")
             signals[key], more = neuron(made)
             aux |= more
-        counts, unit, more = self._attend(**signals)
+        name = "/".join((*self.path, "attention"))
+        attended, unit, more = attend(self.wire, *signals.values(), self.heads, self.scales, name)
         aux |= more
         local, more = Synapse(self.wire, channels, 3, group_width=1, name="local")(signals["v"], train, unit)
         aux |= more
-        if not self.wire.deployed:
-            counts = counts.replace(value=align(unit, counts.value) * counts.value)
-        signal, more = Neuron(self.wire, name="neuron_out")(counts + local, unit)
+        signal, more = Neuron(self.wire, name="neuron_out")(attended + local, unit)
         aux |= more
         out, more = Synapse(self.wire, channels, name="out")(signal, train)
         return out, aux | more
-
-    def _attend(self, q: Signal, k: Signal, v: Signal):
-        """`A·v` as integers, the value of its unit per channel, and the record."""
-        name = "/".join((*self.path, "attention"))
-        height, width, channels = v.image_shape
-        d = channels // self.heads
-
-        def split(x):  # [N, H, W, C] -> [N, H, W, h, d]
-            return x.reshape(*x.shape[:-1], self.heads, d)
-
-        keys, queries = split(k.planes), split(q.planes)
-        precision = "highest" if self.wire.deployed else None
-        attend = jax.vmap(lambda q, k, v: gw_attention(q, k, v, self.scales, precision))
-        counts = v.integrate(lambda x: attend(queries, keys, split(x)).reshape(x.shape))
-        level = 1 if v.code is None else v.code.max_level
-        tokens = max(scale.tokens for scale in self.scales)
-        made = AttentionRecord(
-            synops=self._synops(queries, keys, v, split),
-            sources=(q.source, k.source, v.source),
-            bound=tokens * d * level,
-            out_shape=(height, width, channels),
-        )
-        unit = None if self.wire.deployed else self._unit(q, k, v, d)
-        return Current(counts, (name,), v.form == "steps"), unit, {name: made}
-
-    def _synops(self, queries, keys, v, split):
-        if v.form == "steps":
-            spikes, steps = v.planes, v.data.shape[0]
-        elif v.form == "train":
-            spikes, steps = v.data.sum(0), 1
-        else:
-            spikes, steps = v.data if v.code is None else v.code.encode(v.data).sum(0), 1
-        count = jax.vmap(lambda q, k, v: attention_synops(q, k, v, self.scales))
-        synops = count(*(jax.lax.stop_gradient(x) for x in (queries, keys, split(spikes))))  # [N]
-        return synops.reshape(steps, -1).sum(0)  # [B]
-
-    def _unit(self, q, k, v, d):
-        """`2^-p θ_q θ_k θ_v` per channel, `[C]`: p is such that the sum starts near the local half's size."""
-        shifts = [
-            2.0 ** (4 - round(math.log2(scale.tokens * d)))
-            for scale, share in zip(self.scales, share_heads(self.heads, self.scales), strict=True)
-            for _ in range(share.start, share.stop)
-        ]
-        unit = jnp.asarray(shifts, jnp.float32)
-        for signal in (q, k, v):
-            unit = signal.weigh(unit)
-        return jnp.repeat(unit, d)
 
 
 class FeedForward(nn.Module):
@@ -188,8 +127,9 @@ def drop_path(current: Current, rate: float, train: bool) -> Current:
     """A branch of the membrane shortcut, dropped for an image with probability `rate` and scaled up where kept."""
     if not rate or not train:
         return current
-    axes = range(current.value.ndim)
-    dropped = nn.Dropout(rate, broadcast_dims=[a for a in axes if a != current.steps], deterministic=False)
+    batch = 1 if current.steps else 0
+    shared = [axis for axis in range(current.value.ndim) if axis != batch]
+    dropped = nn.Dropout(rate, broadcast_dims=shared, deterministic=False)
     return current.replace(value=dropped(current.value))
 
 

@@ -1,20 +1,16 @@
-"""The synaptic layer: convolution, then BatchNorm in training, or folded weights and a bias once deployed."""
+"""What every synaptic layer is, trained or deployed: a convolution of a signal, and the read-out."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ge2mst_jax.nn.maps import conv2d
-from ge2mst_jax.nn.wire import Current, Signal, SynapseRecord, Wire, folding
-from ge2mst_jax.spiking import align
+from ge2mst_jax.nn.wire import Current, Signal, SynapseRecord, Wire
 
 
-class Synapse(nn.Module):
-    """`y = BN(conv(n))` of a signal's levels or spikes; grouped, depth-wise, strided or 1×1 by its fields.
+class SynapseLayer(nn.Module):
+    """A convolution of a signal's levels or spikes; `training.Synapse` and `deployed.Synapse` say what follows it.
 
     The value of a level, `θ`, is no factor here: BatchNorm divides by the scale of what it gets, so `BN(conv(θn))` is
     the same (but for its epsilon), and its statistics have folded `θ` already.
-
-    Deployed: `y = conv(n, W') + b'` with `W' = W·γ/σ` and `b' = β - μγ/σ`, in units of `unit` where one is given.
 
     Args:
         wire: the network's agreement.
@@ -45,41 +41,13 @@ class Synapse(nn.Module):
             )
         shape = (self.kernel, self.kernel, fan_in, self.features)
         kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_in", "normal"), shape)
-        if self.wire.deployed:
-            current = signal.integrate(lambda x: conv2d(x, kernel, self.stride, exact=True))
-            current = current + align(self.param("bias", nn.initializers.zeros, (self.features,)), current)
-        else:
-            weights = kernel.astype(self.wire.dtype)
-            current = signal.integrate(lambda x: conv2d(x.astype(weights.dtype), weights, self.stride))
-            current = self._normalise(current, kernel, train, unit)
-        made = SynapseRecord(
-            role=self.role,
-            source=signal.source,
-            in_shape=signal.image_shape,
-            out_shape=current.shape[-3:],
-            kernel=self.kernel,
-            stride=self.stride,
-            groups=signal.image_shape[-1] // fan_in,
-            max_level=0 if signal.code is None else signal.code.max_level,
-        )
+        current = self.convolve(signal, kernel, train, unit)
+        groups = signal.image_shape[-1] // fan_in
+        made = synapse_record(signal, self.role, current.shape[-3:], self.kernel, self.stride, groups)
         return Current(current, (name,), signal.form == "steps"), {name: made}
 
-    def _normalise(self, current, kernel, train, unit):
-        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
-        normalised = norm(current.reshape(-1, *current.shape[-3:])).reshape(current.shape)
-        if folding(self):
-            params, stats = norm.variables["params"], norm.variables["batch_stats"]
-            gain = params["scale"] / jnp.sqrt(stats["var"] + norm.epsilon)
-            folded = {
-                "kernel": kernel * align(gain, kernel),
-                "bias": params["bias"] - stats["mean"] * gain,
-            }
-            for key, value in folded.items():
-                self.put_variable("deployed", key, value if unit is None else value / align(unit, value))
-        return normalised
 
-
-class Head(nn.Module):
+class HeadLayer(nn.Module):
     """The read-out: one linear map of spike counts, `logits = (W·θ · Σ_tokens n)/N + b`.
 
     Deployed it returns the certified sum `W'·Σn + N·b`, which `convert` divides by `N` afterwards. Networks that fire
@@ -97,33 +65,31 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, signal: Signal):
-        name = "/".join(self.path)
-        height, width, channels = signal.image_shape
-        tokens = height * width
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, self.classes))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (signal.image_shape[-1], self.classes))
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))
-        if self.wire.deployed:
-            # Every spike adds its own row, before tokens are summed: no product with a count.
-            def readout(x):
-                arrived = jnp.einsum("bhwc,ck->bhwk", x, kernel, precision="highest")
-                return jnp.sum(arrived, (1, 2))
+        logits = self.read_out(signal, kernel, bias)
+        return logits, {"/".join(self.path): synapse_record(signal, "head", (1, 1, self.classes))}
 
-            logits = signal.integrate(readout) + bias[None]
-        else:
-            weights = signal.weigh(kernel) / tokens
-            logits = signal.integrate(lambda x: jnp.sum(x.astype(jnp.float32), (1, 2)) @ weights)
-            logits = (logits.mean(0) if signal.form == "steps" else logits) + bias[None]
-            if folding(self):
-                self.put_variable("deployed", "kernel", signal.weigh(kernel))
-                self.put_variable("deployed", "bias", tokens * bias)
-        made = SynapseRecord(
-            role="head",
-            source=signal.source,
-            in_shape=signal.image_shape,
-            out_shape=(1, 1, self.classes),
-            kernel=1,
-            stride=1,
-            groups=1,
-            max_level=0 if signal.code is None else signal.code.max_level,
-        )
-        return logits, {name: made}
+
+def synapse_record(signal: Signal, role: str, out_shape, kernel: int = 1, stride: int = 1, groups: int = 1):
+    """What a synaptic layer leaves in `aux`."""
+    return SynapseRecord(
+        role=role,
+        source=signal.source,
+        in_shape=signal.image_shape,
+        out_shape=tuple(out_shape),
+        kernel=kernel,
+        stride=stride,
+        groups=groups,
+        max_level=0 if signal.code is None else signal.code.max_level,
+    )
+
+
+def tokens_of(signal: Signal) -> int:
+    """`N`, positions of the token grid."""
+    height, width, _ = signal.image_shape
+    return height * width
+
+
+def summed_over_tokens(x):
+    return jnp.sum(x, (1, 2))

@@ -25,8 +25,8 @@ class Wire:
         capture: what `aux` holds: `"counts"`, or `"levels"` for every neuron's levels and spikes.
         dtype: of the operands of training products; currents stay float32.
 
-    >>> Wire(SpikeCode.parse("2x2")).deployed
-    False
+    >>> Wire(SpikeCode.parse("2x2")).execution
+    'training'
     """
 
     code: SpikeCode
@@ -34,15 +34,6 @@ class Wire:
     execution: str = "training"
     capture: str = "counts"
     dtype: Any = jnp.float32
-
-    @property
-    def deployed(self) -> bool:
-        return self.execution != "training"
-
-
-def folding(module) -> bool:
-    """Whether a layer shall write what it folds itself to into the collection `deployed` (`convert` asks for it)."""
-    return module.is_mutable_collection("deployed") and not module.is_initializing()
 
 
 @struct.dataclass
@@ -68,17 +59,22 @@ class Signal:
     form: str = struct.field(pytree_node=False)
     source: str = struct.field(pytree_node=False)  # the neuron layer that sent it
 
-    def integrate(self, linear_map):
+    def integrate(self, linear_map, rest=None):
         """Applies a linear map `[N, ...] -> [N, ...]`: once to levels, step by step to spikes.
+
+        Args:
+            linear_map: what the spikes of every step go through.
+            rest: what its sum over time goes through, once; linear too.
 
         Returns:
             The current, `[B, ...]`, or `[T, B, ...]` for `"steps"`.
         """
+        rest = rest or (lambda charge: charge)
         if self.form == "levels":
-            return linear_map(self.data)
+            return rest(linear_map(self.data))
         if self.form == "train":
-            return expg_charge(linear_map, self.data, self.code)
-        arrived = linear_map(self.planes)
+            return rest(expg_charge(linear_map, self.data, self.code))
+        arrived = rest(linear_map(self.planes))
         return arrived.reshape(*self.data.shape[:2], *arrived.shape[1:])  # [T, B, ...]
 
     def weigh(self, kernel):
@@ -94,6 +90,13 @@ class Signal:
         if self.form == "train" and self.data.shape[0] != 1:
             raise ValueError(f"the spike train of {self.source} has {self.data.shape[0]} steps: q and k must be binary")
         return self.data if self.form == "levels" else self.data.reshape(-1, *self.data.shape[2:])
+
+    @property
+    def steps(self) -> int:
+        """`T` of whoever sent it; 0 of real numbers."""
+        if self.code is not None:
+            return self.code.num_steps
+        return self.data.shape[0] if self.form == "steps" else 0
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -129,8 +132,14 @@ class NeuronRecord:
     train: jax.Array | None  # [T, B, H, W, C] bool where captured and fired, else None
     current: jax.Array | None  # [B, H, W, C] where captured (the image has none)
     code: SpikeCode | None = struct.field(pytree_node=False)
+    steps: int = struct.field(pytree_node=False)  # T; 0 of real numbers, which are sent once and are no spikes
     shape: tuple[int, ...] = struct.field(pytree_node=False)  # (H, W, C)
     parts: tuple[str, ...] = struct.field(pytree_node=False)  # of its current; () for the image
+
+    @property
+    def real(self) -> bool:
+        """Whether it sends real numbers: no code, and not step by step."""
+        return self.code is None and self.steps == 0
 
 
 @struct.dataclass
@@ -153,5 +162,7 @@ class AttentionRecord:
 
     synops: jax.Array  # [B] int32
     sources: tuple[str, ...] = struct.field(pytree_node=False)  # q, k, v
+    #: of each product: multiply-accumulates of one dense pass, and the neuron layers whose spikes meet in it
+    products: tuple[tuple[int, tuple[str, ...]], ...] = struct.field(pytree_node=False)
     bound: int = struct.field(pytree_node=False)  # m·d·L, the largest count that can arrive
     out_shape: tuple[int, ...] = struct.field(pytree_node=False)

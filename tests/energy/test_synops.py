@@ -112,8 +112,8 @@ def test_image_that_is_presented_directly_costs_macs_and_no_synops(execution):
     direct, coded = hand_count(execution, "direct"), hand_count(execution)
     assert "stem/image" not in direct.neurons
     stem = direct.layers["stem/synapse"]
-    assert (stem.synops, stem.macs, stem.coded) == (0, 400, False)
-    assert coded.layers["stem/synapse"].coded
+    assert (stem.synops, stem.macs, stem.real) == (0, 400, True)
+    assert not coded.layers["stem/synapse"].real
     assert {**direct.layers, "stem/synapse": None} == {**coded.layers, "stem/synapse": None}
 
 
@@ -292,6 +292,7 @@ def neuron_record(spikes, parts=("synapse",), shape=None):
         train=None,
         current=None,
         code=CODE,
+        steps=CODE.num_steps,
         shape=shape or (*spikes.shape[1:], 1),
         parts=parts,
     )
@@ -303,7 +304,7 @@ def synapse_record(source, in_shape, out_shape, **fields):
 
 
 def attention_record(synops):
-    return AttentionRecord(synops=np.asarray(synops, np.int32), sources=(), bound=1, out_shape=(1, 1, 1))
+    return AttentionRecord(synops=np.asarray(synops, np.int32), sources=(), products=(), bound=1, out_shape=(1, 1, 1))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""What every attention is, trained or deployed: coincidences of spikes counted inside token groups."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ge2mst_jax.grouping import attention_synops, gw_attention, keys_first, share_heads
+from ge2mst_jax.nn.wire import AttentionRecord, Current, Signal
+
+
+def attention_counts(q: Signal, k: Signal, v: Signal, heads: int, scales, name: str, precision=None):
+    """`A·v` as a current of integers, and what it leaves in `aux`.
+
+    Args:
+        q, k: signals of one step a neuron; or all three at every step.
+        v: levels, a spike train, or steps.
+        heads: heads; the scales share them.
+        scales: token groups.
+        name: of the attention in `aux`.
+        precision: of its products.
+    """
+    channels = v.image_shape[-1]
+    keys, queries = (split(x.planes, heads) for x in (k, q))
+    attend = jax.vmap(lambda q, k, v: gw_attention(q, k, v, scales, precision))
+    counts = v.integrate(lambda x: attend(queries, keys, split(x, heads)).reshape(x.shape))
+    made = AttentionRecord(
+        synops=_synops(queries, keys, v, heads, scales),
+        sources=(q.source, k.source, v.source),
+        products=tuple(_products(q, k, v, heads, scales)),
+        bound=max(scale.tokens for scale in scales) * (channels // heads) * (1 if v.code is None else v.code.max_level),
+        out_shape=v.image_shape,
+    )
+    return Current(counts, (name,), v.form == "steps"), {name: made}
+
+
+def split(x, heads: int):
+    """`[N, H, W, C]` -> `[N, H, W, h, d]`."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def _synops(queries, keys, v: Signal, heads: int, scales):
+    """`[B]` int32, exact: 0 where real numbers are sent, which no spike adds up."""
+    if v.form == "levels" and v.code is None:
+        return jnp.zeros(len(v.data), jnp.int32)
+    if v.form == "steps":
+        spikes = v.planes
+    else:
+        spikes = v.data.sum(0) if v.form == "train" else v.code.encode(v.data).sum(0)
+    count = jax.vmap(lambda q, k, v: attention_synops(q, k, v, scales))
+    synops = count(*(jax.lax.stop_gradient(x) for x in (queries, keys, split(spikes, heads))))  # [N]
+    return synops.reshape(-1, v.data.shape[-4]).sum(0)  # [B]
+
+
+def _products(q: Signal, k: Signal, v: Signal, heads: int, scales):
+    """`(multiply-accumulates an image, the neuron layers whose spikes meet)` of each scale's two products."""
+    height, width, channels = v.image_shape
+    d = channels // heads
+    for scale, share in zip(scales, share_heads(heads, scales), strict=True):
+        features = height * width * (share.stop - share.start) * d
+        if keys_first(scale.tokens, d):
+            yield features * d, (k.source, v.source)
+            yield features * d, (q.source,)
+        else:
+            yield features * scale.tokens, (q.source, k.source)
+            yield features * scale.tokens, (v.source,)
+
+
+def unit_of(q: Signal, k: Signal, v: Signal, heads: int, scales):
+    """`2^-p θ_q θ_k θ_v` per channel, `[C]`: p is such that the sum starts near the local half's size."""
+    d = v.image_shape[-1] // heads
+    shifts = [
+        2.0 ** (4 - round(math.log2(scale.tokens * d)))
+        for scale, share in zip(scales, share_heads(heads, scales), strict=True)
+        for _ in range(share.start, share.stop)
+    ]
+    unit = jnp.asarray(shifts, jnp.float32)
+    for signal in (q, k, v):
+        unit = signal.weigh(unit)
+    return jnp.repeat(unit, d)

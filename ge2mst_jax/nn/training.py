@@ -1,0 +1,114 @@
+"""Layers as they are trained: raw parameters, BatchNorm, twins; each says what it folds itself to (`convert` asks)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from ge2mst_jax.nn.attention import attention_counts, unit_of
+from ge2mst_jax.nn.maps import conv2d
+from ge2mst_jax.nn.neuron import NeuronLayer
+from ge2mst_jax.nn.synapse import HeadLayer, SynapseLayer, summed_over_tokens, tokens_of
+from ge2mst_jax.nn.wire import Signal
+from ge2mst_jax.spiking import (
+    align,
+    expg_spike_count,
+    expg_twin,
+    if_params,
+    lif_fire,
+    lif_params,
+    plif_params,
+    qcfs_twin,
+    sfa_twin,
+)
+
+
+def folding(module) -> bool:
+    """Whether a layer shall write what it folds itself to into the collection `deployed` (`convert` asks for it)."""
+    return module.is_mutable_collection("deployed") and not module.is_initializing()
+
+
+class Neuron(NeuronLayer):
+    __doc__ = NeuronLayer.__doc__
+
+    def fire(self, current, code, name, unit):
+        """`(Signal, activity)`; parameters (`expg`, `qcfs`): `raw`, with `θ = softplus(raw)`, one scalar, or one a
+        head."""
+        if self.wire.neuron == "relu":
+            return Signal(nn.relu(current.value).astype(self.wire.dtype), None, None, "levels", name), None
+        if self.wire.neuron == "sfa":
+            return self._fixed_threshold(current.value, code, name)
+        if self.wire.neuron in ("expg", "qcfs"):
+            return self._learned_threshold(current.value, code, name, unit)
+        return self._stepped(current, name)
+
+    def _fixed_threshold(self, current, code, name):
+        levels = sfa_twin(current, code, self.wire.dtype)
+        activity = jnp.sum(expg_spike_count(current, 1.0, code), (1, 2, 3))
+        return Signal(levels, jnp.full((), 1 / code.max_level), code, "levels", name), activity
+
+    def _learned_threshold(self, current, code, name, unit):
+        # A threshold such that the top level stands for two standard deviations of a normalised current.
+        first = float(np.log(np.expm1(max(2.0 / code.max_level, 0.25))))
+        raw = self.param("raw", nn.initializers.constant(first), (self.heads,) if self.heads > 1 else ())
+        threshold = nn.softplus(raw)
+        firing = jnp.repeat(threshold, current.shape[-1] // self.heads) if self.heads > 1 else threshold
+        twin = expg_twin if self.wire.neuron == "expg" else qcfs_twin
+        levels = twin(current, firing, code, self.wire.dtype)
+        activity = jnp.sum(expg_spike_count(current, firing, code), (1, 2, 3))
+        if folding(self):
+            self.put_variable("deployed", "threshold", firing if unit is None else firing / unit)
+        return Signal(levels, threshold, code, "levels", name), activity
+
+    def _stepped(self, current, name):
+        value = current.value
+        if not current.steps:
+            value = jnp.broadcast_to(value, (self.wire.code.num_steps, *value.shape))  # a constant current
+        if self.wire.neuron == "plif":
+            params = plif_params(self.param("raw_leak", nn.initializers.zeros, ()))
+        else:
+            params = if_params() if self.wire.neuron == "if" else lif_params()
+        spikes = lif_fire(value, params)  # [T, B, H, W, C]
+        activity = jnp.sum(spikes, (0, 2, 3, 4))  # the surrogate's gradient
+        return Signal(spikes.astype(self.wire.dtype), None, None, "steps", name), activity
+
+
+class Synapse(SynapseLayer):
+    __doc__ = "`y = BN(conv(n))`. " + SynapseLayer.__doc__
+
+    def convolve(self, signal, kernel, train, unit):
+        """The normalised convolution. Folded: `W' = W·γ/σ`, `b' = β - μγ/σ`, in units of `unit` where given."""
+        weights = kernel.astype(self.wire.dtype)
+        current = signal.integrate(lambda x: conv2d(x.astype(weights.dtype), weights, self.stride))
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
+        normalised = norm(current.reshape(-1, *current.shape[-3:])).reshape(current.shape)
+        if folding(self):
+            params, stats = norm.variables["params"], norm.variables["batch_stats"]
+            gain = params["scale"] / jnp.sqrt(stats["var"] + norm.epsilon)
+            folded = {
+                "kernel": kernel * align(gain, kernel),
+                "bias": params["bias"] - stats["mean"] * gain,
+            }
+            for key, value in folded.items():
+                self.put_variable("deployed", key, value if unit is None else value / align(unit, value))
+        return normalised
+
+
+class Head(HeadLayer):
+    __doc__ = HeadLayer.__doc__
+
+    def read_out(self, signal, kernel, bias):
+        """Logits, averaged over tokens (and steps). Folded: `W' = W·θ`, and `N·b`."""
+        tokens = tokens_of(signal)
+        weights = signal.weigh(kernel) / tokens
+        logits = signal.integrate(lambda x: summed_over_tokens(x.astype(jnp.float32)) @ weights)
+        if folding(self):
+            self.put_variable("deployed", "kernel", signal.weigh(kernel))
+            self.put_variable("deployed", "bias", tokens * bias)
+        return (logits.mean(0) if signal.form == "steps" else logits) + bias[None]
+
+
+def attend(q: Signal, k: Signal, v: Signal, heads: int, scales, name: str):
+    """`(Current, unit [C], aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
+    counts, aux = attention_counts(q, k, v, heads, scales, name)
+    unit = unit_of(q, k, v, heads, scales)
+    return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux
