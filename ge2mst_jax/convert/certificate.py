@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.convert.deploy import DeployedNet, accuracy, digest_of, forward
+from ge2mst_jax.checks import check_whole
+from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_labels, digest_of, forward
 from ge2mst_jax.convert.fixed_point import SIGNIFICAND_BITS, current_bound, leaves, round_to, shared_currents
 from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.nn import NeuronRecord, SynapseRecord, check_images
@@ -27,6 +29,7 @@ class LayerCertificate:
     spikes_compared: int
     spikes_differing: int
     levels_differing: int
+    spikes_fired: int
     fraction_bits: int | None
     bound: float | None
     headroom_bits: float | None
@@ -36,6 +39,8 @@ class LayerCertificate:
 class Certificate:
     """What `certify` found; a certificate that exists has 0 spikes, levels and logits differing.
 
+    `spikes_fired` counts those of all neurons but the input code: where it is 0, nothing was compared but silence.
+
     `accuracy` holds `training`, `dense` and `spiking`, and `change`, dense minus training, where labels were given.
     """
 
@@ -44,6 +49,7 @@ class Certificate:
     spikes_differing: int
     levels_differing: int
     logits_differing: int
+    spikes_fired: int
     digest: str
     layers: tuple[LayerCertificate, ...]
     head: dict
@@ -81,13 +87,16 @@ def check_network(net: DeployedNet) -> None:
                 f"{current.readers[0]}: its current can reach {bound:.6g}, "
                 f"not below 2^{SIGNIFICAND_BITS - current.fraction_bits}"
             )
-    if digest_of(net.params, net.formats, net.image_shape) != net.digest:
-        raise CertificateError("the digest is not the one that deploy stored: an array or a format was changed")
+    if digest_of(net.model, net.params, net.formats, net.image_shape) != net.digest:
+        raise CertificateError(
+            "the digest is not the one that deploy stored: an array, a format or the network's definition was changed"
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("dense", "spiking"))
 def _differences(dense, spiking, dense_params, spiking_params, images):
-    """Per neuron layer `(spikes, levels)` differing, logits differing, and the sums of both executions."""
+    """Per neuron layer `(spikes differing, levels differing, spikes fired)` of each image, logits differing, and the
+    sums of both executions."""
     sums, expected = forward(dense, {"params": dense_params}, images)
     other_sums, found = forward(spiking, {"params": spiking_params}, images)
     counts = {}
@@ -95,7 +104,8 @@ def _differences(dense, spiking, dense_params, spiking_params, images):
         if isinstance(record, NeuronRecord):
             other = found[name]
             trains = record.code.encode(record.levels).astype(bool), other.train
-            counts[name] = (jnp.sum(trains[0] != trains[1]), jnp.sum(record.levels != other.levels))
+            levels = jnp.sum(record.levels != other.levels, (1, 2, 3))
+            counts[name] = (jnp.sum(trains[0] != trains[1], (0, 2, 3, 4)), levels, jnp.sum(other.spikes, (1, 2)))
     return counts, jnp.sum(sums != other_sums), sums, other_sums
 
 
@@ -109,12 +119,14 @@ def compare_executions(dense: DeployedNet, spiking: DeployedNet, images, batch_s
         progress: called with the number of images done, after each batch.
 
     Returns:
-        `{layer: [spikes differing, levels differing]}`, logits that differ, and the certified sums of both.
+        `{layer: [spikes differing, levels differing, spikes fired]}`, logits that differ, and the certified sums of
+        both.
     """
+    check_whole("batch_size", batch_size, 1, 2**20)
     check_images(images, dense.image_shape)
     models = dense.executed("dense", "levels"), spiking.executed("spiking", "levels")
     # Named from `layers`, in the order of the network: a dict comes out of jit sorted.
-    totals = {name: [0, 0] for name, record in dense.layers.items() if isinstance(record, NeuronRecord)}
+    totals = {name: [0, 0, 0] for name, record in dense.layers.items() if isinstance(record, NeuronRecord)}
     logits, sums = 0, []
     for start in range(0, len(images), batch_size):
         batch = jnp.asarray(images[start : start + batch_size])
@@ -122,8 +134,8 @@ def compare_executions(dense: DeployedNet, spiking: DeployedNet, images, batch_s
         logits += int(differing)
         sums.append(both)
         for name, total in totals.items():
-            total[0] += int(counts[name][0])
-            total[1] += int(counts[name][1])
+            for i, count in enumerate(counts[name]):
+                total[i] += int(count.astype(np.int64).sum())
         if progress is not None:
             progress(min(start + batch_size, len(images)))
     return totals, logits, tuple(np.concatenate(s) for s in zip(*sums, strict=True))
@@ -143,7 +155,10 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
 
     Raises:
         CertificateError: a check failed, with the first layer that differs; a failed certificate is never returned.
-        ValueError: no image, or images of another shape.
+        ValueError: no image, images of another shape, dtype or range, a batch size or labels that are none.
+
+    Warns:
+        UserWarning: not one neuron fired.
 
     >>> from ge2mst_jax import create_model
     >>> from ge2mst_jax.convert import deploy
@@ -153,8 +168,11 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
     >>> certify(net, images).spikes_differing
     0
     """
+    check_images(images, net.image_shape)
     if len(images) == 0:
         raise ValueError("no images: a certificate needs at least one")
+    if labels is not None:
+        labels = check_labels(labels, len(images), net.model.num_classes)
     check_network(net)
     for execution in ("dense", "spiking"):
         try:
@@ -162,7 +180,7 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
         except AuditError as error:
             raise CertificateError(str(error)) from error
     totals, logits, sums = compare_executions(net, net, images, batch_size, progress)
-    for name, (spikes, levels) in totals.items():
+    for name, (spikes, levels, _) in totals.items():
         if spikes or levels:
             raise CertificateError(
                 f"{name}: {spikes} spikes and {levels} levels differ between the dense and the spiking execution "
@@ -173,7 +191,7 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
     aux = net.layers
     formats = {reader: f for f in net.formats for reader in f.readers}
     layers = []
-    for name, (spikes, levels) in totals.items():
+    for name, (spikes, levels, fired) in totals.items():
         record, current = aux[name], formats.get(name)
         neurons = int(np.prod(record.shape))
         layers.append(
@@ -184,8 +202,14 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
                 neurons * record.code.num_steps * len(images),
                 spikes,
                 levels,
+                fired,
                 *((current.fraction_bits, current.bound, current.headroom_bits) if current else (None, None, None)),
             )
+        )
+    fired = sum(layer.spikes_fired for layer in layers if aux[layer.name].parts)
+    if not fired:
+        warnings.warn(
+            f"not one neuron fired on {len(images)} images: the executions are equal, and say nothing", stacklevel=2
         )
     head_name = next(n for n, r in aux.items() if isinstance(r, SynapseRecord) and r.role == "head")
     head = formats[head_name]
@@ -195,6 +219,7 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
         spikes_differing=sum(layer.spikes_differing for layer in layers),
         levels_differing=sum(layer.levels_differing for layer in layers),
         logits_differing=logits,
+        spikes_fired=fired,
         digest=net.digest,
         layers=tuple(layers),
         head={"fraction_bits": head.fraction_bits, "bound": head.bound, "headroom_bits": head.headroom_bits},

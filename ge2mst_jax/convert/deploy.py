@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from ge2mst_jax.checks import check_number, check_whole, shown
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat, choose_format, nest, shared_currents
 from ge2mst_jax.energy import AuditError, audit
+from ge2mst_jax.models import model_fields
 from ge2mst_jax.nn import SynapseRecord, check_images
 
 
@@ -23,19 +26,20 @@ def forward(model: nn.Module, variables, images, train: bool = False):
     return model.apply(variables, images, train=train)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DeployedNet:
     """A deployed network: fixed-point numbers, two executions, equal bit for bit.
 
     Made by `deploy`. `net(images, execution="dense" | "spiking", capture="counts" | "levels")` returns
-    `(logits [B, classes], aux)`; images are `[B, H, W, C]`, float in [0, 1] or uint8.
+    `(logits [B, classes], aux)`; images are `[B, H, W, C]`, float in [0, 1] or uint8. Two networks are equal if their
+    definitions and numbers are.
 
     Args:
         model: the network definition.
         params: `{layer: {kernel, bias | threshold}}`, nested, float32 multiples of their current's `2^-f`.
         formats: of every current.
         image_shape: `(H, W, C)`.
-        digest: SHA-256 of all of the above as `deploy` made it.
+        digest: SHA-256 of all of the above, as `deploy` made them.
         source: the training network's variables, if kept.
         about: what else a user of the network should know, as JSON: `data` (what it was trained on), `classes` (names,
             in order), `decode` (fields of `data.DecodeConfig`, for image files), each where known.
@@ -49,10 +53,19 @@ class DeployedNet:
     source: Any = None
     about: dict = dataclasses.field(default_factory=dict)
 
+    def __eq__(self, other):
+        return isinstance(other, DeployedNet) and self._identity == other._identity
+
+    def __hash__(self):
+        return hash(self._identity)
+
+    @functools.cached_property
+    def _identity(self) -> str:
+        return digest_of(self.model, self.params, self.formats, self.image_shape)
+
     def __call__(self, images, execution: str = "dense", capture: str = "counts"):
-        images = jnp.asarray(images)
         check_images(images, self.image_shape)
-        sums, aux = forward(self.executed(execution, capture), {"params": self.params}, images)
+        sums, aux = forward(self.executed(execution, capture), {"params": self.params}, jnp.asarray(images))
         return self.logits(sums, aux), aux
 
     def executed(self, execution: str, capture: str = "counts") -> nn.Module:
@@ -80,14 +93,39 @@ class DeployedNet:
         return forward(self.model, self.source, jnp.asarray(images))[0]
 
 
-def digest_of(params, formats, image_shape) -> str:
-    """SHA-256 over every array's path, shape and bytes, the formats and the image shape."""
-    total = hashlib.sha256(json.dumps([[dataclasses.asdict(f) for f in formats], list(image_shape)]).encode())
+def digest_of(model, params, formats, image_shape) -> str:
+    """SHA-256 over the network's definition, every array's path, shape and bytes, the formats and the image shape."""
+    definition = {k: v for k, v in model_fields(model).items() if k not in ("execution", "capture", "remat")}
+    about = [definition, [dataclasses.asdict(f) for f in formats], list(image_shape)]
+    total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         array = np.asarray(array)
         total.update(f"{path}{array.dtype}{array.shape}".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def check_labels(labels, images: int, classes: int) -> np.ndarray:
+    """Labels as whole numbers, one an image, each a class.
+
+    Raises:
+        ValueError: names the shape, the dtype or the first label out of range.
+
+    >>> check_labels([3], 1, 3)
+    Traceback (most recent call last):
+    ValueError: label 3 of image 0 is out of range: there are 3 classes, 0 to 2
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (images,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels of shape {labels.shape} and dtype {labels.dtype}: they must be {images} whole numbers, "
+            "one an image"
+        )
+    for image in np.flatnonzero((labels < 0) | (labels >= classes))[:1]:
+        raise ValueError(
+            f"label {labels[image]} of image {image} is out of range: there are {classes} classes, 0 to {classes - 1}"
+        )
+    return labels
 
 
 def _refuse_what_is_not_ours(model, variables) -> None:
@@ -97,6 +135,9 @@ def _refuse_what_is_not_ours(model, variables) -> None:
         )
     if model.execution != "training":
         raise ConversionError("this network is deployed already: pass the training network")
+    for collection in ("params", "batch_stats"):
+        if not isinstance(variables, Mapping) or collection not in variables:
+            raise ConversionError(f"variables hold no {collection!r}: pass what model.init returned, as it was trained")
     _refuse_not_finite(variables, "holds numbers that are not finite")
 
 
@@ -144,10 +185,20 @@ def fold(model, variables, image_shape):
 def accuracy(logits, labels) -> float:
     """Share of images whose largest logit is their label's.
 
+    Args:
+        logits: `[N, classes]`.
+        labels: `[N]` whole numbers.
+
+    Raises:
+        ValueError: shapes that do not fit, labels out of range, or logits that are no numbers (nan).
+
     >>> accuracy(np.array([[0.0, 1.0], [2.0, 1.0]]), np.array([1, 1]))
     0.5
     """
-    return float(np.mean(np.argmax(np.asarray(logits), -1) == np.asarray(labels)))
+    logits = np.asarray(logits)
+    if logits.ndim != 2 or not logits.size or np.isnan(logits).any():
+        raise ValueError(f"logits of shape {logits.shape}: they must be [N, classes] numbers, at least one image's")
+    return float(np.mean(np.argmax(logits, -1) == check_labels(labels, *logits.shape)))
 
 
 def deploy(
@@ -169,6 +220,7 @@ def deploy(
         about: as of `DeployedNet`.
 
     Raises:
+        ValueError: an image shape or a number that is none, labels that do not fit.
         ConversionError: another neuron, a layer that it doesn't know, an operation that is not spikes and sums, a
             bound that leaves no fraction bits, numbers that are not finite, or too large a drop of accuracy.
 
@@ -179,7 +231,12 @@ def deploy(
     >>> bool((net(images, execution="dense")[0] == net(images, execution="spiking")[0]).all())
     True
     """
-    image_shape = tuple(int(side) for side in image_shape)
+    if not isinstance(image_shape, tuple | list) or len(image_shape) != 3:
+        raise ValueError(f"image_shape is {shown(image_shape)}: it must be (H, W, C)")
+    image_shape = tuple(
+        check_whole(f"{n} of image_shape", side, 1, 2**16) for n, side in zip("HWC", image_shape, strict=True)
+    )
+    check_number("max_accuracy_drop", max_accuracy_drop, 0, 1)
     _refuse_what_is_not_ours(model, variables)
     folded, aux = fold(model, variables, image_shape)
     formats, layers = [], {}
@@ -194,13 +251,14 @@ def deploy(
         params,
         formats,
         image_shape,
-        digest_of(params, formats, image_shape),
+        digest_of(model, params, formats, image_shape),
         jax.device_get(variables),
         about or {},
     )
     _refuse_what_multiplies(net)
     if calibration is not None:
         images, labels = calibration
+        labels = check_labels(labels, len(images), model.num_classes)
         before, after = accuracy(net.training_logits(images), labels), accuracy(net(images)[0], labels)
         if before - after > max_accuracy_drop:
             raise ConversionError(

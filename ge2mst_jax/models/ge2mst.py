@@ -5,23 +5,49 @@ import dataclasses
 import itertools
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
 from ge2mst_jax.grouping import Scale
-from ge2mst_jax.nn import AttentionBlock, ConvBlock, Current, Downsample, Head, Neuron, Stem, Wire, refuse_others
+from ge2mst_jax.nn import (
+    INPUT_CODES,
+    AttentionBlock,
+    ConvBlock,
+    Current,
+    Downsample,
+    Head,
+    Neuron,
+    Stem,
+    Wire,
+    refuse_others,
+)
 from ge2mst_jax.spiking import SpikeCode
 
 #: What a block's backward pass computes anew: nothing; all but what the named policy of `jax.checkpoint` saves.
 REMAT = ("none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
 
 
+KINDS = ("conv", "attention")
+#: Smallest and largest of what is a whole number.
+LIMITS = {
+    "num_classes": (1, 2**20),
+    "stem_kernel": (1, 63),
+    "stem_stride": (1, 64),
+    "head_width": (1, 2**12),
+    "expand": (1, 64),
+    "group_width": (1, 2**16),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class StageSize:
     """One stage: `kind` is `"conv"` or `"attention"`, all its blocks have `channels`.
+
+    Raises:
+        ValueError: an unknown kind, channels below 1 or a depth below 0.
 
     >>> StageSize("conv", 64, 2).depth
     2
@@ -30,6 +56,11 @@ class StageSize:
     kind: str
     channels: int
     depth: int
+
+    def __post_init__(self):
+        check_choice("kind of stage", self.kind, KINDS)
+        check_whole("channels of a stage", self.channels, 1, 2**16)
+        check_whole("depth of a stage", self.depth, 0, 1024)
 
 
 class Stage(nn.Module):
@@ -96,8 +127,8 @@ class Ge2mST(nn.Module):
     `aux` maps layer names to their records, in the order of the network.
 
     Raises:
-        ValueError: a scale that does not divide a token grid, groups that do not divide the channels.
-        AssertionError: images that are not of rank 4.
+        ValueError: a field out of range, a scale that does not divide a token grid, groups that do not divide the
+            channels, images that are none. Float images out of range give nan where `jit` hides their values.
     """
 
     num_classes: int
@@ -117,10 +148,18 @@ class Ge2mST(nn.Module):
     capture: str = "counts"
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        check_fields(self)
+        super().__post_init__()
+
+    @property
+    def wire(self) -> Wire:
+        """What its layers agree on."""
+        return Wire(self.code, self.neuron, self.execution, self.capture, self.dtype)
+
     @nn.compact
     def __call__(self, images, train: bool = False):
-        chex.assert_rank(images, 4)
-        wire = Wire(self.code, self.neuron, self.execution, self.capture, self.dtype)
+        wire = self.wire
         current, aux = Stem(
             wire, self.stages[0].channels, self.stem_kernel, self.stem_stride, self.input_code, name="stem"
         )(images, train)
@@ -138,3 +177,40 @@ class Ge2mST(nn.Module):
         logits, more = Head(wire, self.num_classes, name="head")(signal)
         logits = refuse_others(logits, images)
         return logits, collections.OrderedDict(aux | more)  # a plain dict would come out of jit sorted by name
+
+
+def check_fields(model: Ge2mST) -> None:
+    """Refuses a definition that no network follows from.
+
+    Raises:
+        ValueError: names the field, what it is and what it must be.
+    """
+    for name, (low, high) in LIMITS.items():
+        check_whole(name, getattr(model, name), low, high)
+    if model.stem_kernel % 2 == 0:
+        raise ValueError(f"stem_kernel is {model.stem_kernel}: it must be odd")
+    for name, kind in (("stages", StageSize), ("scales", Scale)):
+        value = getattr(model, name)
+        if not isinstance(value, tuple) or not value or not all(isinstance(item, kind) for item in value):
+            raise ValueError(f"{name} is {shown(value)}: it must be a tuple of one {kind.__name__} or more")
+    check_choice("input_code", model.input_code, INPUT_CODES)
+    check_choice("remat", model.remat, REMAT)
+    check_number("drop_path", model.drop_path, 0, 1, below=True)
+    _ = model.wire
+    for stage in model.stages:
+        if stage.kind == "attention":
+            _check_attention(model, stage)
+
+
+def _check_attention(model: Ge2mST, stage: StageSize) -> None:
+    if stage.channels % (model.head_width * len(model.scales)):
+        raise ValueError(
+            f"an attention stage of {stage.channels} channels cannot give equal shares of heads "
+            f"of width {model.head_width} to {len(model.scales)} scales"
+        )
+    hidden = stage.channels * model.expand
+    if hidden % min(model.group_width, hidden):
+        raise ValueError(
+            f"group_width is {model.group_width}: it must divide the {hidden} hidden channels of an attention stage of "
+            f"{stage.channels} channels"
+        )

@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
+from ge2mst_jax.checks import check_choice, shown
 from ge2mst_jax.grouping import Scale
-from ge2mst_jax.models.ge2mst import REMAT, Ge2mST, StageSize
-from ge2mst_jax.nn import CAPTURES, EXECUTIONS, INPUT_CODES, NEURONS
+from ge2mst_jax.models.ge2mst import Ge2mST, StageSize
+from ge2mst_jax.nn.wire import check_dtype
 from ge2mst_jax.spiking import SpikeCode
 
 
@@ -57,46 +59,37 @@ def create_model(name: str, **changes) -> Ge2mST:
         A Linen module: `model.init(key, images)`, `model.apply(variables, images, train=...)`.
 
     Raises:
-        ValueError: an unknown name, field, neuron, input code, or bad text; the message lists what is known.
+        ValueError: an unknown name or field, a field out of range, or bad text; one line that names the field.
 
     >>> model = create_model("ge2mst_nano", num_classes=10, code="2x3/1", neuron="expg")
     >>> model.code.max_level
     8
     """
-    if name not in SIZES:
-        raise ValueError(f"unknown model {name!r}: known are {', '.join(SIZES)}")
+    check_choice("model", name, SIZES)
     unknown = sorted(set(changes) - set(_FIELDS))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r} of {name}: known are {', '.join(_FIELDS)}")
-    fields = {"num_classes": 10, **SIZES[name], **changes}
+    fields = {"num_classes": 10, "dtype": "float32", **SIZES[name], **changes}
+    fields = {field: int(value) if isinstance(value, np.integer) else value for field, value in fields.items()}
     if not isinstance(fields.get("code", SpikeCode(2, 2)), SpikeCode):
         fields["code"] = SpikeCode.parse(fields["code"])
-    fields["scales"] = tuple(s if isinstance(s, Scale) else Scale.parse(s) for s in fields.get("scales", Ge2mST.scales))
-    fields["stages"] = tuple(s if isinstance(s, StageSize) else StageSize(*s) for s in fields["stages"])
-    for field, known in (
-        ("neuron", NEURONS),
-        ("input_code", INPUT_CODES),
-        ("execution", EXECUTIONS),
-        ("capture", CAPTURES),
-        ("remat", REMAT),
-    ):
-        if field in fields and fields[field] not in known:
-            raise ValueError(f"unknown {field} {fields[field]!r}: known are {', '.join(known)}")
-    if not isinstance(fields["num_classes"], int) or fields["num_classes"] < 1:
-        raise ValueError(f"num_classes is {fields['num_classes']!r}: it must be a whole number, at least 1")
-    if not 0 <= fields.get("drop_path", 0.0) < 1:
-        raise ValueError(f"drop_path is {fields['drop_path']}: it must be at least 0 and below 1")
-    for stage in fields["stages"]:
-        width = fields.get("head_width", Ge2mST.head_width)
-        if stage.kind not in ("conv", "attention"):
-            raise ValueError(f"unknown stage kind {stage.kind!r}: known are conv, attention")
-        if stage.kind == "attention" and stage.channels % (width * len(fields["scales"])):
-            raise ValueError(
-                f"an attention stage of {stage.channels} channels cannot give equal shares of heads "
-                f"of width {width} to {len(fields['scales'])} scales"
-            )
-    fields["dtype"] = jnp.dtype(fields.get("dtype", "float32"))
+    fields["scales"] = _each("scales", fields.get("scales", Ge2mST.scales), Scale, Scale.parse, "('block7', 'grid7')")
+    fields["stages"] = _each("stages", fields["stages"], StageSize, _stage, "(('conv', 64, 2), ('attention', 128, 4))")
+    check_dtype(fields["dtype"])
+    fields["dtype"] = jnp.dtype(fields["dtype"])
     return Ge2mST(**fields)
+
+
+def _each(name: str, values, kind, make, example: str) -> tuple:
+    if not isinstance(values, tuple | list):
+        raise ValueError(f"{name} is {shown(values)}: it must be a tuple such as {example}")
+    return tuple(value if isinstance(value, kind) else make(value) for value in values)
+
+
+def _stage(row) -> StageSize:
+    if not isinstance(row, tuple | list) or len(row) != 3:
+        raise ValueError(f"a stage is {shown(row)}: it must be (kind, channels, depth), such as ('conv', 64, 2)")
+    return StageSize(*row)
 
 
 def model_fields(model: Ge2mST) -> dict:

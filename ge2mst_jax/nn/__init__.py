@@ -12,10 +12,11 @@ from ge2mst_jax.nn.blocks import (
 from ge2mst_jax.nn.images import check_images, in_range, pixels, refuse_others
 from ge2mst_jax.nn.layers import Head, Neuron, Synapse
 from ge2mst_jax.nn.maps import conv2d, fan_out, output_size
-from ge2mst_jax.nn.neuron import NEURONS
 from ge2mst_jax.nn.wire import (
     CAPTURES,
+    DTYPES,
     EXECUTIONS,
+    NEURONS,
     AttentionRecord,
     Current,
     NeuronRecord,
@@ -26,6 +27,7 @@ from ge2mst_jax.nn.wire import (
 
 __all__ = [
     "CAPTURES",
+    "DTYPES",
     "EXECUTIONS",
     "GWSSA",
     "INPUT_CODES",

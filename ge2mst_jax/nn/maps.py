@@ -6,7 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ge2mst_jax.checks import check_whole
 from ge2mst_jax.spiking import align
+
+
+def check_kernel(kernel: int, stride: int = 1) -> None:
+    """Refuses a kernel without a centre, and a stride that goes nowhere.
+
+    Raises:
+        ValueError: names which.
+
+    >>> check_kernel(4)
+    Traceback (most recent call last):
+    ValueError: kernel is 4: its side must be odd
+    """
+    if check_whole("kernel", kernel, 1, 255) % 2 == 0:
+        raise ValueError(f"kernel is {kernel}: its side must be odd")
+    check_whole("stride", stride, 1, 255)
 
 
 def output_size(size: int, kernel: int, stride: int) -> int:
@@ -15,7 +31,8 @@ def output_size(size: int, kernel: int, stride: int) -> int:
     >>> output_size(28, 3, 2), output_size(7, 3, 2)
     (14, 4)
     """
-    return (size + 2 * (kernel // 2) - kernel) // stride + 1
+    check_kernel(kernel, stride)
+    return (check_whole("size", size, 1, 2**20) + 2 * (kernel // 2) - kernel) // stride + 1
 
 
 def fan_out(height: int, width: int, kernel: int, stride: int) -> np.ndarray:
@@ -50,12 +67,15 @@ def conv2d(x, kernel, stride: int = 1, *, exact: bool = False):
     Returns:
         `[B, H', W', C_out]` float32.
 
+    Raises:
+        ValueError: ranks, an even kernel, or groups that do not divide the channels.
+
     >>> conv2d(jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0]
     Array([[4., 4.],
            [4., 4.]], dtype=float32)
     """
-    fan_in, features = kernel.shape[2:]
-    groups = x.shape[-1] // fan_in
+    groups = _check_shapes(x, kernel, stride)
+    features = kernel.shape[-1]
     if exact:
         return _by_taps(x, kernel, stride, "highest")
     if groups == x.shape[-1] == features:
@@ -63,6 +83,20 @@ def conv2d(x, kernel, stride: int = 1, *, exact: bool = False):
     of_group = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
     convolved = [_dense(*operands, stride) for operands in of_group]
     return jnp.concatenate(convolved, -1) if groups > 1 else convolved[0]
+
+
+def _check_shapes(x, kernel, stride) -> int:
+    """The number of groups, or a `ValueError`."""
+    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(
+            f"images of shape {tuple(x.shape)} and a kernel of shape {tuple(kernel.shape)}: they must be "
+            "[B, H, W, C_in] and [k, k, C_in/groups, C_out]"
+        )
+    check_kernel(kernel.shape[0], stride)
+    channels, (fan_in, features) = x.shape[-1], kernel.shape[2:]
+    if not fan_in or channels % fan_in or features % (channels // fan_in):
+        raise ValueError(f"groups of {fan_in} channels do not divide {channels} input and {features} output channels")
+    return channels // fan_in
 
 
 def _convolve(x, kernel, stride, out_type):

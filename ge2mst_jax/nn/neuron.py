@@ -4,19 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import check_whole
 from ge2mst_jax.nn.wire import Current, NeuronRecord, Signal, Wire
 from ge2mst_jax.spiking import SpikeCode
 
-#: name: what it is. The first three send levels in one pass, the last three fire at every step.
-NEURONS = {
-    "expg": "ExpG-IF: grouped exponential code, one-pass twin, lossless",
-    "qcfs": "QCFS: rate code in one pass, the activation of ANN-SNN conversion",
-    "sfa": "spike-firing approximation: rate code in one pass, fixed threshold",
-    "relu": "the ANN reference",
-    "if": "integrate-and-fire, STBP",
-    "lif": "leaky integrate-and-fire, STBP",
-    "plif": "leaky integrate-and-fire with a learned leak, STBP",
-}
 BINARY = SpikeCode.parse("1x1")
 
 
@@ -39,6 +30,9 @@ class NeuronLayer(nn.Module):
     @nn.compact
     def __call__(self, current: Current, unit=None):
         name = "/".join(self.path)
+        check_whole("heads", self.heads, 1, current.value.shape[-1])
+        if current.value.shape[-1] % self.heads:
+            raise ValueError(f"{name}: {self.heads} heads cannot share {current.value.shape[-1]} channels equally")
         signal, activity = self.fire(current, self.code or self.wire.code, name, unit)
         return signal, {name: record(signal, activity, self.wire, current)}
 

@@ -3,7 +3,11 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import check_whole
+from ge2mst_jax.nn.maps import check_kernel
 from ge2mst_jax.nn.wire import Current, Signal, SynapseRecord, Wire
+
+MOST_CHANNELS = 2**20
 
 
 class SynapseLayer(nn.Module):
@@ -33,17 +37,22 @@ class SynapseLayer(nn.Module):
     @nn.compact
     def __call__(self, signal: Signal, train: bool, unit=None):
         name = "/".join(self.path)
-        fan_in = self.group_width or signal.image_shape[-1]
-        if signal.image_shape[-1] % fan_in or self.features % (signal.image_shape[-1] // fan_in):
+        check_whole("features", self.features, 1, MOST_CHANNELS)
+        channels = signal.image_shape[-1]
+        fan_in = (
+            channels if self.group_width is None else check_whole("group_width", self.group_width, 1, MOST_CHANNELS)
+        )
+        if channels % fan_in or self.features % (channels // fan_in):
             raise ValueError(
-                f"{name}: groups of {fan_in} channels do not divide "
-                f"{signal.image_shape[-1]} input and {self.features} output channels"
+                f"{name}: groups of {fan_in} channels do not divide {channels} input and "
+                f"{self.features} output channels"
             )
+        check_kernel(self.kernel, self.stride)
         shape = (self.kernel, self.kernel, fan_in, self.features)
         kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_in", "normal"), shape)
         current = self.convolve(signal, kernel, train, unit)
-        groups = signal.image_shape[-1] // fan_in
-        made = synapse_record(signal, self.role, current.shape[-3:], self.kernel, self.stride, groups)
+        shape = current.shape[-3:]
+        made = synapse_record(signal, self.role, shape, self.kernel, self.stride, channels // fan_in)
         return Current(current, (name,), signal.form == "steps"), {name: made}
 
 

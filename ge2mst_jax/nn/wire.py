@@ -7,10 +7,22 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ge2mst_jax.checks import check_choice, shown
 from ge2mst_jax.spiking import SpikeCode, expg_charge
 
 EXECUTIONS = ("training", "dense", "spiking")
 CAPTURES = ("counts", "levels")
+DTYPES = ("float32", "bfloat16", "float16")
+#: name: what it is. The first three send levels in one pass, the last three fire at every step.
+NEURONS = {
+    "expg": "ExpG-IF: grouped exponential code, one-pass twin, lossless",
+    "qcfs": "QCFS: rate code in one pass, the activation of ANN-SNN conversion",
+    "sfa": "spike-firing approximation: rate code in one pass, fixed threshold",
+    "relu": "the ANN reference",
+    "if": "integrate-and-fire, STBP",
+    "lif": "leaky integrate-and-fire, STBP",
+    "plif": "leaky integrate-and-fire with a learned leak, STBP",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +35,10 @@ class Wire:
         execution: `"training"` (raw parameters, BatchNorm), or a deployed network's `"dense"` (one pass on
             levels) or `"spiking"` (scan over time steps).
         capture: what `aux` holds: `"counts"`, or `"levels"` for every neuron's levels and spikes.
-        dtype: of the operands of training products; currents stay float32.
+        dtype: of the operands of training products, one of `DTYPES`; currents stay float32.
+
+    Raises:
+        ValueError: a code that is none, an unknown neuron, execution, capture or dtype.
 
     >>> Wire(SpikeCode.parse("2x2")).execution
     'training'
@@ -34,6 +49,29 @@ class Wire:
     execution: str = "training"
     capture: str = "counts"
     dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        if not isinstance(self.code, SpikeCode):
+            raise ValueError(f"code is {shown(self.code)}: it must be a SpikeCode, such as SpikeCode.parse('2x2')")
+        check_choice("neuron", self.neuron, NEURONS)
+        check_choice("execution", self.execution, EXECUTIONS)
+        check_choice("capture", self.capture, CAPTURES)
+        check_dtype(self.dtype)
+
+
+def check_dtype(dtype) -> None:
+    """Refuses what is not the floating type of a product's operands.
+
+    >>> check_dtype("int8")
+    Traceback (most recent call last):
+    ValueError: unknown dtype 'int8': known are float32, bfloat16, float16
+    """
+    try:
+        name = jnp.dtype(dtype).name if dtype is not None else None
+    except TypeError:
+        name = None
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {shown(dtype)}: known are {', '.join(DTYPES)}")
 
 
 @struct.dataclass

@@ -20,6 +20,7 @@ from ge2mst_jax.convert import (
     deploy,
     digest_of,
 )
+from ge2mst_jax.grouping import Scale
 
 IMAGES = random_images(16)
 LAYERS = (
@@ -147,11 +148,96 @@ def test_direct_and_coded_images_are_the_same_network(small):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_digest_is_that_of_the_numbers(model, variables, net):
+def test_digest_is_that_of_the_numbers_and_of_the_definition(model, variables, net):
     assert deploy(model, variables, SHAPE).digest == net.digest
-    assert digest_of(net.params, net.formats, net.image_shape) == net.digest
-    assert digest_of(net.params, net.formats, (8, 8, 3)) != net.digest
-    assert digest_of(net.params, net.formats[::-1], net.image_shape) != net.digest
+    assert digest_of(net.model, net.params, net.formats, net.image_shape) == net.digest
+    assert digest_of(net.model, net.params, net.formats, (8, 8, 3)) != net.digest
+    assert digest_of(net.model, net.params, net.formats[::-1], net.image_shape) != net.digest
+    for change in ({"scales": (Scale("grid", 2), Scale("block", 2))}, {"stem_stride": 2}, {"input_code": "direct"}):
+        changed = dataclasses.replace(net, model=net.model.clone(**change))
+        assert digest_of(changed.model, net.params, net.formats, net.image_shape) != net.digest
+        with pytest.raises(CertificateError, match=r"definition was changed|formats are not those|stem/synapse"):
+            certify(changed, IMAGES[:8])
+
+
+def test_networks_are_equal_if_their_definitions_and_numbers_are(model, variables, net, other):
+    again = deploy(model, variables, SHAPE)
+    assert net == again
+    assert hash(net) == hash(again)
+    assert net != other
+    assert net != dataclasses.replace(net, image_shape=(8, 8, 3))
+    assert net != "net"
+    assert len({net, again, other}) == 2
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, 1e20, None, "8"], ids=str)
+def test_batch_size_that_is_none_is_refused(net, size):
+    with pytest.raises(ValueError, match=r"^batch_size is .*: it must be a whole number, 1 to"):
+        certify(net, IMAGES[:8], batch_size=size)
+
+
+LABELS = np.zeros(8, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS[:7], r"labels of shape \(7,\) and dtype int32: they must be 8 whole numbers, one an image"),
+        (LABELS[:, None], r"labels of shape \(8, 1\)"),
+        (np.eye(8, 5), r"labels of shape \(8, 5\)"),
+        (np.float32(LABELS), "and dtype float32: they must be 8 whole numbers"),
+        (LABELS > 0, "and dtype bool"),
+        (["a"] * 8, "dtype <U1"),
+        (3, r"labels of shape \(\)"),
+        (LABELS - np.arange(8), "label -1 of image 1 is out of range: there are 5 classes, 0 to 4"),
+        (LABELS + np.arange(8), "label 5 of image 5 is out of range: there are 5 classes, 0 to 4"),
+    ],
+)
+def test_labels_that_are_none_are_refused(small, net, labels, message):
+    with pytest.raises(ValueError, match=message):
+        certify(net, IMAGES[:8], labels)
+    with pytest.raises(ValueError, match=message):
+        deploy(*small, SHAPE, calibration=(IMAGES[:8], labels))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES[:0], "no images: a certificate needs at least one"),
+        (IMAGES[0], r"images of shape \(8, 8, 2\): this network takes \[B, 8, 8, 2\]"),
+        (IMAGES[:8].transpose(0, 3, 1, 2), r"images of shape \(8, 2, 8, 8\)"),
+        (IMAGES[:8].astype(np.int32), "images of dtype int32: they must be uint8, or float"),
+        (IMAGES[:8].astype(np.float32), "float images must be finite and in"),
+        (IMAGES[:8].tolist(), "images are a list: they must be an array"),
+        (None, "images are a NoneType: they must be an array"),
+    ],
+)
+def test_images_that_are_none_are_refused(net, images, message):
+    with pytest.raises(ValueError, match=message):
+        certify(net, images)
+    if images is not None and len(images):
+        with pytest.raises(ValueError, match=message):
+            net(images)
+
+
+def test_float_images_out_of_range_give_nan_where_jit_hides_them(net):
+    images = np.float32(IMAGES[:2]) / 255
+    images[1, 0, 0, 0] = 3
+    for execution in ("dense", "spiking"):
+        logits = jax.jit(lambda x, e=execution: net(x, execution=e)[0])(images)
+        assert np.isfinite(logits[0]).all()
+        assert np.isnan(logits[1]).all()
+
+
+def test_certificate_of_a_network_that_never_fires_says_so(small, net):
+    assert certify(net, IMAGES[:8]).spikes_fired > 0
+    model, variables = small
+    silent = jax.tree.map(np.zeros_like, variables)  # all gains and biases 0: no current ever arrives
+    silent["batch_stats"] = jax.tree.map(np.ones_like, silent["batch_stats"])
+    with pytest.warns(UserWarning, match="not one neuron fired on 8 images: the executions are equal, and say nothing"):
+        made = certify(deploy(model, silent, SHAPE), IMAGES[:8])
+    assert made.spikes_fired == 0
+    assert made.layers[0].spikes_fired > 0  # of the image
 
 
 # --- what check_network finds -----------------------------------------------------------------------------------------
@@ -227,12 +313,12 @@ def other(net):
 
 def test_threshold_changed_in_one_execution_alone_is_seen(net, other):
     same = compare_executions(net, net, IMAGES[:8], batch_size=8)
-    assert not any(sum(pair) for pair in same[0].values())
+    assert not any(spikes or levels for spikes, levels, _ in same[0].values())
     assert same[1] == 0
     totals, logits, (dense, spiking) = compare_executions(net, other, IMAGES, batch_size=8)
     before, after = LAYERS[: LAYERS.index(THRESHOLD)], LAYERS[LAYERS.index(THRESHOLD) :]
     assert set(totals) == set(LAYERS)
-    assert all(totals[name] == [0, 0] for name in before)
+    assert all(totals[name][:2] == [0, 0] for name in before)
     assert all(min(totals[name]) > 0 for name in after)
     assert logits == np.sum(dense != spiking) > 0
 
@@ -244,7 +330,8 @@ def test_differences_are_counted_as_by_hand(small):
     expected = net(IMAGES[:8], capture="levels")[1][layer]
     found = other(IMAGES[:8], execution="spiking", capture="levels")[1][layer]
     trains = np.asarray(expected.code.encode(expected.levels)) != np.asarray(found.train)
-    assert totals[layer] == [trains.sum(), np.sum(np.asarray(expected.levels) != np.asarray(found.levels))]
+    levels = np.asarray(expected.levels) != np.asarray(found.levels)
+    assert totals[layer] == [trains.sum(), levels.sum(), np.asarray(found.train).sum()]
     assert totals[layer][0] > totals[layer][1] > 0
 
 

@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import traverse_util
 
@@ -171,10 +172,10 @@ def test_scale_that_the_stages_share_must_divide_every_one_of_them():
         ({"input_code": "1x4"}, "unknown input_code '1x4': known are direct, 1x8"),
         ({"execution": "sparse"}, "unknown execution 'sparse': known are training, dense, spiking"),
         ({"capture": "all"}, "unknown capture 'all': known are counts, levels"),
-        ({"stages": (("mlp", 8, 1),)}, "unknown stage kind 'mlp': known are conv, attention"),
+        ({"stages": (("mlp", 8, 1),)}, "unknown kind of stage 'mlp': known are conv, attention"),
         ({"code": "2by2"}, "'2by2' is not a spike code: a spike code is written GxK"),
         ({"scales": ("block2", "ring4")}, "'ring4' is not a scale: write block or grid"),
-        ({"num_classes": 0}, "num_classes is 0: it must be a whole number, at least 1"),
+        ({"num_classes": 0}, "num_classes is 0: it must be a whole number, 1 to"),
         ({"num_classes": 2.0}, "num_classes is 2.0: it must be a whole number"),
         (
             {"stages": (("attention", 40, 1),)},
@@ -206,17 +207,104 @@ def test_unknown_field_is_refused_with_the_known_ones(field):
         create_model("ge2mst_nano", **{field: 3})
 
 
-def test_channels_that_the_groups_do_not_divide_are_refused_by_layer():
-    model = create_model("ge2mst_nano", group_width=36)
-    with pytest.raises(
-        ValueError, match=r"^stage_1/block_0/feed_forward/group: groups of 36 channels do not divide 96"
-    ):
-        shapes_of(model, (8, 8, 1))
+NUMBERS = (0, -1, 2.0, 1e20, float("nan"), True, None, "3", 2**40)
+FIELDS = ("num_classes", "stem_kernel", "stem_stride", "head_width", "expand", "group_width")
 
 
-def test_images_without_a_batch_are_refused():
-    with pytest.raises(AssertionError):
-        shapes_of(create_model("ge2mst_nano"), (8, 1))
+@pytest.mark.parametrize("value", NUMBERS, ids=str)
+@pytest.mark.parametrize("field", FIELDS)
+def test_number_that_is_none_is_refused_by_its_field(field, value):
+    with pytest.raises(ValueError, match=rf"^{field} is .*: it must be a whole number, 1 to \d+$"):
+        create_model("ge2mst_nano", **{field: value})
+    with pytest.raises(ValueError, match=rf"^{field} is "):
+        create_model("ge2mst_nano").clone(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem_kernel": 4}, "stem_kernel is 4: it must be odd"),
+        ({"group_width": 36}, "group_width is 36: it must divide the 96 hidden channels"),
+        ({"scales": ()}, "scales is \\(\\): it must be a tuple of one Scale or more"),
+        ({"scales": "block2"}, "scales is 'block2': it must be a tuple such as"),
+        ({"scales": (2,)}, "2 is not a scale: write block or grid"),
+        ({"stages": ()}, "stages is \\(\\): it must be a tuple of one StageSize or more"),
+        ({"stages": "conv"}, "stages is 'conv': it must be a tuple such as"),
+        ({"stages": ("conv", 8, 1)}, "a stage is 'conv': it must be \\(kind, channels, depth\\)"),
+        ({"stages": (("conv", 8),)}, "a stage is \\('conv', 8\\): it must be"),
+        ({"stages": (("conv", 0, 1),)}, "channels of a stage is 0: it must be a whole number"),
+        ({"stages": (("conv", 8, -1),)}, "depth of a stage is -1: it must be a whole number"),
+        ({"stages": (("conv", 8, True),)}, "depth of a stage is True"),
+        ({"drop_path": 1.0}, "drop_path is 1.0: it must be a number at least 0 and below 1"),
+        ({"drop_path": float("nan")}, "drop_path is nan"),
+        ({"drop_path": float("inf")}, "drop_path is inf"),
+        ({"drop_path": True}, "drop_path is True"),
+        ({"dtype": "int8"}, "unknown dtype 'int8': known are float32, bfloat16, float16"),
+        ({"dtype": None}, "unknown dtype None"),
+        ({"dtype": "float64"}, "unknown dtype 'float64'"),
+        ({"dtype": "real"}, "unknown dtype 'real'"),
+        ({"code": 22}, "22 is not a spike code"),
+        ({"code": None}, "None is not a spike code"),
+        ({"neuron": None}, "unknown neuron None"),
+        ({"remat": "all"}, "unknown remat 'all': known are none"),
+    ],
+    ids=str,
+)
+def test_field_that_no_network_follows_from_is_refused(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        create_model("ge2mst_nano", **changes)
+
+
+@pytest.mark.parametrize("name", [None, 3, [], ("ge2mst_nano",)], ids=str)
+def test_name_that_is_no_text_is_refused(name):
+    with pytest.raises(ValueError, match=r"^unknown model .*: known are ge2mst_nano"):
+        create_model(name)
+
+
+def test_numpy_numbers_are_numbers():
+    model = create_model("ge2mst_nano", num_classes=np.int64(7), expand=np.uint8(2))
+    assert json.loads(json.dumps(model_fields(model)))["num_classes"] == 7
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((8, 8, 1), np.uint8, r"images of shape \(8, 8, 1\): this network takes \[B, H, W, C\]"),
+        ((1, 2, 8, 8, 1), np.uint8, r"images of shape \(1, 2, 8, 8, 1\): this network takes \[B, H, W, C\]"),
+        *(
+            ((1, 8, 8, 1), dtype, f"images of dtype {np.dtype(dtype).name}: they must be uint8, or float in")
+            for dtype in (np.int8, np.int32, np.uint16, bool, np.complex64)
+        ),
+    ],
+)
+def test_images_that_are_none_are_refused(shape, dtype, message):
+    model = create_model("ge2mst_nano")
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, dtype))
+
+
+WRONG = {"0 to 255": 200.0, "mean and deviation": -1.3, "nan": np.nan, "infinite": np.inf}
+
+
+@pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("neuron", ["expg", "relu", "lif"])
+def test_float_images_out_of_range_are_refused_or_give_nan_where_jit_hides_them(neuron, value):
+    model = create_model("ge2mst_nano", neuron=neuron, stages=(("conv", 8, 1),))
+    images = np.full((2, 8, 8, 1), 0.5, np.float32)
+    variables = model.init(jax.random.key(0), images)
+    images[1, 3, 3, 0] = value
+    with pytest.raises(ValueError, match=r"float images must be finite and in \[0, 1\]; these reach from"):
+        model.apply(variables, images)
+    logits = jax.jit(model.apply)(variables, images)[0]
+    assert np.isfinite(logits[0]).all()
+    assert np.isnan(logits[1]).all()
+
+
+def test_rounding_beyond_the_range_is_none():
+    model = create_model("ge2mst_nano", stages=(("conv", 8, 1),))
+    images = np.full((1, 8, 8, 1), 1 + 1e-6, np.float32)
+    variables = model.init(jax.random.key(0), images)
+    assert np.isfinite(model.apply(variables, images)[0]).all()
 
 
 def test_texts_and_values_make_the_same_network():
@@ -247,7 +335,7 @@ def test_fields_of_different_networks_differ():
         {"scales": ("block2",)},
         {"stages": (("conv", 24, 1),)},
         {"dtype": "bfloat16"},
-        {"expand": 3},
+        {"expand": 4},
     ):
         assert model_fields(create_model("ge2mst_nano", **change)) != model_fields(one)
 

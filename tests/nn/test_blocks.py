@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 
 from ge2mst_jax.grouping import Scale, gw_attention
-from ge2mst_jax.nn import GWSSA, ConvBlock, Current, Downsample, FeedForward, Wire, conv2d
+from ge2mst_jax.nn import GWSSA, ConvBlock, Current, Downsample, FeedForward, Neuron, Signal, Synapse, Wire, conv2d
 from ge2mst_jax.spiking import SpikeCode
 
 STREAM = Current(jnp.asarray(np.random.default_rng(0).normal(0.5, 1, (2, 4, 4, 8)), jnp.float32), ("stem",))
@@ -109,3 +109,68 @@ def test_attention_neuron_sums_scaled_counts_and_the_local_half():
     record = aux["attention"]
     assert record.sources == ("neuron_q", "neuron_k", "neuron_v")
     assert (record.bound, record.out_shape) == (16 * 2 * 6, (4, 4, 8))
+
+
+CASES = {
+    "synapse, even kernel": (lambda w: Synapse(w, 8, 4), "kernel is 4: its side must be odd"),
+    "synapse, no kernel": (lambda w: Synapse(w, 8, 0), "kernel is 0: it must be a whole number, 1 to"),
+    "synapse, negative kernel": (lambda w: Synapse(w, 8, -3), "kernel is -3: it must be a whole number"),
+    "synapse, no stride": (lambda w: Synapse(w, 8, 3, 0), "stride is 0: it must be a whole number"),
+    "synapse, no features": (lambda w: Synapse(w, 0), "features is 0: it must be a whole number"),
+    "synapse, true features": (lambda w: Synapse(w, True), "features is True: it must be a whole number"),
+    "synapse, groups of 0": (lambda w: Synapse(w, 8, 3, 1, 0), "group_width is 0: it must be a whole number"),
+    "synapse, groups of 3": (lambda w: Synapse(w, 8, 3, 1, 3), "groups of 3 channels do not divide 8 input and 8"),
+}
+
+
+@pytest.mark.parametrize(("layer", "message"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("execution", ["training", "dense"])
+def test_layer_that_there_is_none_of_is_refused_by_its_field(execution, layer, message):
+    signal = Signal(STREAM.value, None, SpikeCode.parse("2x2"), "levels", "sender")
+    with pytest.raises(ValueError, match=message):
+        layer(Wire(SpikeCode.parse("2x2"), execution=execution)).init(jax.random.key(0), signal, False)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"), [(0, "heads is 0"), (3, "3 heads cannot share 8 channels"), (True, "is")]
+)
+def test_heads_that_cannot_share_the_channels_are_refused(heads, message):
+    with pytest.raises(ValueError, match=message):
+        Neuron(Wire(SpikeCode.parse("2x2")), None, heads).init(jax.random.key(0), STREAM)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"code": "2x2"}, "code is '2x2': it must be a SpikeCode"),
+        ({"code": None}, "code is None"),
+        ({"neuron": "lifs"}, "unknown neuron 'lifs': known are expg"),
+        ({"execution": "deployed"}, "unknown execution 'deployed': known are training, dense, spiking"),
+        ({"capture": None}, "unknown capture None"),
+        ({"dtype": jnp.int32}, "unknown dtype .*int32.*: known are float32"),
+    ],
+    ids=str,
+)
+def test_agreement_that_there_is_none_of_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Wire(**({"code": SpikeCode.parse("2x2")} | fields))
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel", "stride", "message"),
+    [
+        ((4, 4, 2), (3, 3, 2, 5), 1, r"images of shape \(4, 4, 2\) and a kernel of shape \(3, 3, 2, 5\)"),
+        ((1, 4, 4, 2), (3, 2, 5), 1, "they must be"),
+        ((1, 4, 4, 2), (3, 1, 2, 5), 1, "they must be"),
+        ((1, 4, 4, 2), (2, 2, 2, 5), 1, "kernel is 2: its side must be odd"),
+        ((1, 4, 4, 2), (3, 3, 3, 5), 1, "groups of 3 channels do not divide 2 input and 5 output channels"),
+        ((1, 4, 4, 4), (3, 3, 2, 5), 1, "groups of 2 channels do not divide 4 input and 5 output channels"),
+        ((1, 4, 4, 2), (3, 3, 2, 5), 0, "stride is 0"),
+        ((1, 4, 4, 2), (3, 3, 2, 5), 1.5, "stride is 1.5"),
+    ],
+    ids=str,
+)
+def test_maps_of_shapes_that_do_not_fit_are_refused(images, kernel, stride, message):
+    for exact in (False, True):
+        with pytest.raises(ValueError, match=message):
+            conv2d(jnp.zeros(images), jnp.zeros(kernel), stride, exact=exact)

@@ -197,6 +197,22 @@ def test_activity_has_a_gradient_that_steers_spikes():
     assert to_raw < 0
 
 
+@pytest.mark.parametrize("neuron", ["expg", "qcfs", "sfa", "if", "lif", "plif"])
+def test_activity_of_every_spiking_neuron_counts_its_spikes_and_has_a_gradient(neuron):
+    params = {"expg": {"raw": raw_of(0.5)}, "qcfs": {"raw": raw_of(0.5)}, "plif": {"raw_leak": jnp.float32(0.5)}}
+    wire = {"code": SpikeCode.parse("4x1")}
+
+    def activity(value):
+        return fire(neuron, Current(value, ("a",)), params.get(neuron), wire)[1].activity.sum()
+
+    value = jnp.array([0.2, 0.7, 1.2, 1.9]).reshape(1, 1, 1, 4)
+    _, record = fire(neuron, Current(value, ("a",)), params.get(neuron), wire)
+    assert 0 < float(record.activity[0]) == int(record.spikes.sum())
+    gradient = jax.grad(activity)(value)
+    assert (gradient >= 0).all()
+    assert (gradient > 0).sum() >= 2
+
+
 def test_operands_may_be_bfloat16_but_currents_are_float32():
     for neuron, params in (("expg", {"raw": raw_of(0.5)}), ("relu", {}), ("lif", {})):
         signal, record = fire(neuron, current(), params, {"dtype": jnp.bfloat16})
