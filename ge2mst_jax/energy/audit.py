@@ -48,7 +48,7 @@ _BODIES = frozenset("add max min".split())
 #: Turns of a loop that are followed one by one, more than the longest code has steps.
 _TURNS = 256
 #: Calls of a part of the program, by the name of the parameter that holds it; any other holder of a program is refused.
-_CALLS = dict.fromkeys("jit pjit closed_call remat checkpoint remat2".split(), "jaxpr") | dict.fromkeys(
+CALLS = dict.fromkeys("jit pjit closed_call remat checkpoint remat2".split(), "jaxpr") | dict.fromkeys(
     "custom_jvp_call custom_vjp_call core_call".split(), "call_jaxpr"
 )
 
@@ -84,7 +84,7 @@ class _Reader:
         def read(atom):
             return constant(atom.val) if hasattr(atom, "val") else env[atom]
 
-        for eqn in _live(jaxpr):
+        for eqn in live_equations(jaxpr):
             outputs = self._equation(eqn, [read(atom) for atom in eqn.invars], record, scope)
             for var, numbers in zip(eqn.outvars, outputs, strict=True):
                 env[var] = within(numbers, var.aval.dtype)
@@ -95,8 +95,8 @@ class _Reader:
         scope = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
         if name == "scan":
             return self._scan(eqn.params, sets, record, scope)
-        if name in _CALLS:
-            inner = eqn.params[_CALLS[name]]
+        if name in CALLS:
+            inner = eqn.params[CALLS[name]]
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
             return self.run(jaxpr, consts, sets, record, scope)
         if name in _PRODUCT or name == "div":
@@ -104,7 +104,7 @@ class _Reader:
         if name in _WITH_BODY:
             return [self._reduction(eqn, name, sets, scope)]
         if name in _LOOK_UP and not all(s.fixed for s in sets[1:]):
-            raise AuditError(f"{_layer(scope)}: a {name} whose place depends on data can stand for any product")
+            raise AuditError(f"{layer_of(scope)}: a {name} whose place depends on data can stand for any product")
         if name in _KEEP or name in _LOOK_UP:
             return [sets[0]] * len(eqn.outvars)
         if name in _JOIN:
@@ -119,7 +119,7 @@ class _Reader:
             return [rounded(sets[0])]
         if name == "iota":
             return [Numbers(0, eqn.outvars[0].aval.size, True, fixed=True)]
-        raise AuditError(f"{_layer(scope)}: the operation {name!r} is not a spike, a sum or a product")
+        raise AuditError(f"{layer_of(scope)}: the operation {name!r} is not a spike, a sum or a product")
 
     def _product(self, eqn, name, sets, record, scope):
         kinds = tuple(sorted((s.kind for s in sets), key=KINDS.index))
@@ -137,7 +137,7 @@ class _Reader:
                 kernel = eqn.invars[1].aval.shape
                 result = repeated(result, math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]])
         if record and not result.fixed:
-            self.products.append(Product(_layer(scope), name, kinds))
+            self.products.append(Product(layer_of(scope), name, kinds))
         return result
 
     def _reduction(self, eqn, name, sets, scope):
@@ -147,7 +147,7 @@ class _Reader:
         plain = len(sets) == 2 and len(operations) == 1 and set(body.eqns[0].invars) == set(body.invars)
         if not plain or operations[0] not in _BODIES:
             raise AuditError(
-                f"{_layer(scope)}: a {name} over {', '.join(operations) or 'nothing'}: only sums, maxima and minima can"
+                f"{layer_of(scope)}: a {name} over {', '.join(operations) or 'nothing'}: only sums, maxima and minima can"
                 " be reduced, anything else could hide a product"
             )
         if operations[0] != "add":
@@ -170,12 +170,12 @@ class _Reader:
         return self.run(jaxpr.jaxpr, jaxpr.consts, arguments, record, scope)
 
 
-def _layer(scope):
+def layer_of(scope):
     """`Model/stage/layer/...` without the model's own name, methods, transformations and einsum letters."""
     return "/".join(part for part in scope.split("/")[1:] if part.isidentifier()) or "the network"
 
 
-def _live(jaxpr):
+def live_equations(jaxpr):
     """The equations that the outputs need: what only `aux` counts is no product of the network."""
     needed = {v for v in jaxpr.outvars if not hasattr(v, "val")}
     kept = []

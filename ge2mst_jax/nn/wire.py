@@ -1,4 +1,7 @@
-"""The wire: what travels between layers, and what each layer leaves in `aux`."""
+"""The wire: what travels between layers, and what each layer leaves in `aux`.
+
+What holds arrays is equal to itself alone: `==` of two of them has no one answer.
+"""
 
 import dataclasses
 from typing import Any
@@ -74,7 +77,7 @@ def check_dtype(dtype) -> None:
         raise ValueError(f"unknown dtype {shown(dtype)}: known are {', '.join(DTYPES)}")
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class Signal:
     """What a neuron layer sends: levels, or a spike train, with its code and threshold.
 
@@ -142,7 +145,7 @@ class Signal:
         return self.data.shape[-3:]
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class Current:
     """A sum of synaptic outputs, and the names of the layers that it sums (they share one fixed-point format).
 
@@ -160,7 +163,7 @@ class Current:
         return Current(a + b, self.parts + other.parts, self.steps or other.steps)
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class NeuronRecord:
     """What a neuron layer leaves in `aux`."""
 
@@ -194,7 +197,7 @@ class SynapseRecord:
     max_level: int = struct.field(pytree_node=False)  # of its source; 0 for real numbers
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class AttentionRecord:
     """What an attention leaves in `aux`."""
 
