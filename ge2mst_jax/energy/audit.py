@@ -147,8 +147,8 @@ class _Reader:
         plain = len(sets) == 2 and len(operations) == 1 and set(body.eqns[0].invars) == set(body.invars)
         if not plain or operations[0] not in _BODIES:
             raise AuditError(
-                f"{layer_of(scope)}: a {name} over {', '.join(operations) or 'nothing'}: only sums, maxima and minima can"
-                " be reduced, anything else could hide a product"
+                f"{layer_of(scope)}: a {name} over {', '.join(operations) or 'nothing'}: only sums, maxima and minima "
+                "can be reduced, anything else could hide a product"
             )
         if operations[0] != "add":
             return join(*sets)
