@@ -8,6 +8,9 @@ import weakref
 import jax
 import numpy as np
 
+from ge2mst_jax.checks import check_whole
+from ge2mst_jax.data.plan import MAX_BATCH
+
 POLL_SECONDS = 0.1
 
 
@@ -27,6 +30,7 @@ def local_part(sharding, batch_size: int) -> tuple[int, int]:
     >>> local_part(device, 8)
     (0, 1)
     """
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
     rows = {
         index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size,)).values()
     }
@@ -43,8 +47,7 @@ class DevicePrefetch:
     """What `prefetch_to_device` returns: an iterator of batches on the devices."""
 
     def __init__(self, iterator, sharding, depth: int):
-        if depth < 1:
-            raise ValueError(f"depth is {depth}: it must be at least 1")
+        check_whole("depth", depth, 1, 1024)
         self.wait_seconds = 0.0
         """How long the consumer has waited for batches, in all."""
         self._state = iterator.get_state() if hasattr(iterator, "get_state") else None
@@ -129,7 +132,7 @@ def prefetch_to_device(iterator, sharding, depth: int = 2) -> DevicePrefetch:
             `iter(eval_batches(…))`.
         sharding: of the leading axis, such as `NamedSharding(mesh, P("data"))`; every process's slice must be the part
             that lives on its devices (`local_part`).
-        depth: batches held ready, `>= 1`.
+        depth: batches held ready, 1 to 1024.
 
     Returns:
         An iterator of dicts of `[B, …]` arrays, with `get_state()` (of the batch handed out last, not of the last one

@@ -15,7 +15,8 @@ from ge2mst_jax.data.decode import DRAWS, CorruptImageError, DataError, DecodeCo
 from ge2mst_jax.data.pipeline import eval_batches, train_batches
 from ge2mst_jax.data.plan import BatchPlan, epoch_order, example_draws
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
-from ge2mst_jax.data.sources import MemorySource, open_source
+from ge2mst_jax.data.source import MemorySource
+from ge2mst_jax.data.sources import open_source
 
 SMALL = DecodeConfig(image_size=6)
 
@@ -228,7 +229,7 @@ def test_a_set_without_one_readable_image_is_an_error():
     ("arguments", "match"),
     [
         (dict(batch_size=0), "batch_size is 0"),
-        (dict(batch_size=4, process_index=2, process_count=2), "process_index is 2: it must be 0 to 1"),
+        (dict(batch_size=4, process_index=2, process_count=2), "process_index is 2: it must be a whole number, 0 to 1"),
         (dict(batch_size=4, process_count=3), "batch_size is 4: 3 processes can't share it equally"),
         (dict(batch_size=4, workers=-1), "workers is -1"),
     ],
