@@ -17,6 +17,8 @@ from ge2mst_jax.data.decode import DataError
 from ge2mst_jax.data.plan import MAX_STEPS, BatchPlan, EvalElements, TrainBatches
 from ge2mst_jax.data.source import Source
 
+#: Signals that end a process in order.
+ENDING = (signal.SIGINT, signal.SIGTERM)
 #: The likely cause of a signal that ended a worker process.
 DEATHS = {
     signal.SIGKILL: "killed, as where memory runs out: take fewer --workers",
@@ -40,10 +42,10 @@ class TrainIterator:
     def __next__(self) -> dict[str, np.ndarray]:
         if self._step >= len(self._batches):
             raise StopIteration
-        if self._grain is None:
-            self._grain = open_grain(self._batches, self._step, self._batches.plan.workers)
-            self._end_workers = weakref.finalize(self, self._grain.close)
-        with worker_errors():
+        with working():
+            if self._grain is None:
+                self._grain = open_grain(self._batches, self._step, self._batches.plan.workers)
+                self._end_workers = weakref.finalize(self, self._grain.close)
             batch = next(self._grain)
         self._step += 1
         return batch
@@ -86,10 +88,11 @@ class EvalBatches:
         return len(self._elements)
 
     def __iter__(self):
-        iterator = open_grain(self._elements, 0, self._elements.plan.workers)
+        with working():
+            iterator = open_grain(self._elements, 0, self._elements.plan.workers)
         try:
             for _ in range(len(self)):
-                with worker_errors():
+                with working():
                     batch = next(iterator)
                 yield batch
         finally:
@@ -115,19 +118,20 @@ def start_worker(index: int, count: int) -> None:
     A signal that goes to all processes (Ctrl-C, the end of a cluster's job) must not end it before the reader has
     saved its state.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     reader = multiprocessing.parent_process()
     threading.Thread(target=lambda: (reader.join(), os._exit(1)), daemon=True).start()
 
 
 @contextlib.contextmanager
-def worker_errors():
-    """What Grain says of a worker process that died becomes one line.
+def working():
+    """Around whatever may start worker processes, or read from them: a process that died becomes one line.
 
     Raises:
         DataError: names the likely cause.
     """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # inherited by processes that start
     try:
         yield
     except RuntimeError as error:
@@ -140,6 +144,8 @@ def worker_errors():
     except OSError as error:
         why = f"{error.strerror or error}; is /dev/shm full?"
         raise DataError(f"the worker processes that decode images can't work ({why})") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def parse_flags() -> None:
