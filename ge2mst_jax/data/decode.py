@@ -125,7 +125,7 @@ def decode(data: bytes, config: DecodeConfig, *, where: str, draws=None, channel
     Pillow itself turns TIFFs, whatever one asks).
 
     Args:
-        data: a JPEG, PNG or whatever else Pillow reads.
+        data: a JPEG, PNG or whatever else Pillow reads (no EPS).
         config: size, crop, flip.
         where: the file or record, for the error.
         draws: `DRAWS` numbers, uniform in [0, 1), that decide all that is random; none decodes for evaluation.
@@ -143,7 +143,7 @@ def decode(data: bytes, config: DecodeConfig, *, where: str, draws=None, channel
     array([200, 200, 200], dtype=uint8)
     """
     size = config.image_size
-    with pillow_errors(data, where), Image.open(io.BytesIO(data)) as image:
+    with opened(data, where) as image:
         turn = turn_of(image)
         width, height = image.size[::-1] if turn in SIDEWAYS else image.size
         if draws is not None and config.random_crop:
@@ -161,7 +161,7 @@ def decode(data: bytes, config: DecodeConfig, *, where: str, draws=None, channel
 
 def decode_whole(data: bytes, *, where: str, channels: int = 3):
     """The image at its own size, upright, `[H, W, channels]` uint8; errors as in `decode`."""
-    with pillow_errors(data, where), Image.open(io.BytesIO(data)) as image:
+    with opened(data, where) as image:
         turn = turn_of(image)
         pixels = np.asarray(upright(convert(image, channels), turn))
         return pixels.reshape(*pixels.shape[:2], channels)
@@ -233,11 +233,14 @@ def upright(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 
 @contextlib.contextmanager
-def pillow_errors(data: bytes, where: str):
-    """Whatever Pillow says about bad bytes becomes one line that names the file."""
+def opened(data: bytes, where: str):
+    """The image, not yet decoded; whatever Pillow says about bad bytes becomes one line that names the file."""
     try:
-        yield
-    except Exception as error:  # its readers raise whatever they meet, down to AttributeError
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format == "EPS":  # Pillow would have Ghostscript run it
+                raise ValueError("EPS files are programs")
+            yield image
+    except Exception as error:  # Pillow's readers raise whatever they meet, down to AttributeError
         unknown = "unknown format" if data else "an empty file"
         reason = unknown if isinstance(error, UnidentifiedImageError) else one_line(error) or type(error).__name__
         raise CorruptImageError(f"{where}: not a readable image ({reason})") from error

@@ -292,8 +292,9 @@ def chunk_damaged():
         (encoded(picture(0))[:-30], "truncated"),
         (b"\x89PNG\r\n\x1a\n", "not a readable image"),
         (b"II*\0" + bytes(40), "not a readable image"),
+        (encoded(picture(0), "EPS"), "EPS files are programs"),
     ],
-    ids=["float", "int32", "bomb", "chunk", "cut", "magic alone", "empty TIFF"],
+    ids=["float", "int32", "bomb", "chunk", "cut", "magic alone", "empty TIFF", "EPS"],
 )
 def test_files_that_cannot_be_read_are_one_line(data, says):
     for read in (decode_whole, lambda data, where: decode(data, DecodeConfig(8), where=where)):
