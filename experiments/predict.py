@@ -74,11 +74,11 @@ def main(options: Predict) -> None:
         raise ValueError("no image: name at least one image file")
     net = load_deployed(options.checkpoint)
     names = class_names(net)
-    table = Table("image", "class", "name", "probability")
+    table = Table("image", "class", "probability")
     for path, row in zip(options.images, classify(net, options.images, options.execution), strict=True):
         best = int(row.argmax())
-        name = "unknown" if names is None else names[best]
-        table.add_row(Text(one_line(path)), str(best), Text(one_line(name)), f"{row[best]:.3f}")
+        name = "" if names is None else f" {names[best]}"
+        table.add_row(Text(one_line(path)), Text(one_line(f"{best}{name}")), f"{row[best]:.3f}")
     Console().print(table)
     if names is None:
         print("classes are numbered in the order of the training data's labels: this network does not hold their names")

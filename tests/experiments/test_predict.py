@@ -54,7 +54,7 @@ def test_classes_are_named_in_the_order_of_the_labels(here, use, capsys, monkeyp
     shown = ["1", "10", "2", "[/x]", r"$a \x1b[31m_b"]
     for row, expected in zip(rows, probabilities, strict=True):
         best = int(expected.argmax())
-        assert [cell.strip() for cell in row[1:]] == [str(best), shown[best], f"{expected.max():.3f}"]
+        assert [cell.strip() for cell in row[1:]] == [f"{best} {shown[best]}", f"{expected.max():.3f}"]
 
 
 def test_classes_without_names_are_said(here, use, capsys):
@@ -62,7 +62,7 @@ def test_classes_without_names_are_said(here, use, capsys):
     Path("exact.png").write_bytes(odd_files()["exact.png"])
     assert run(predict, predict.Predict, "exact.png") == 0
     said = capsys.readouterr().out
-    assert "unknown" in said and "this network does not hold their names" in said
+    assert "this network does not hold their names" in said
 
 
 @pytest.mark.parametrize("name", ["[/x].png", "[bold]a.png", "a\nb.png", "a\x1b[31m.png", "a\udcff.png", ":smile:.png"])
