@@ -54,7 +54,7 @@ class DevicePrefetch:
         self._ready, self._stop, self._end = queue.Queue(depth), threading.Event(), None
         arguments = (iterator, sharding, self._ready, self._stop)
         self._thread = threading.Thread(target=_fill, args=arguments, name="prefetch", daemon=True)
-        self._finalize = weakref.finalize(self, _shut, self._thread, self._stop, iterator)
+        self._finalize = weakref.finalize(self, _shut, self._thread, self._stop, self._ready, iterator)
         self._thread.start()
 
     def __iter__(self):
@@ -106,10 +106,11 @@ def _fill(iterator, sharding, ready, stop) -> None:
             return
 
 
-def _shut(thread, stop, iterator) -> None:
+def _shut(thread, stop, ready, iterator) -> None:
     stop.set()
     if thread is not threading.current_thread():
         thread.join()
+    ready.queue.clear()  # shared memory of worker processes is given back now, not at the interpreter's end
     if hasattr(iterator, "close"):
         iterator.close()
 

@@ -438,7 +438,7 @@ def test_a_prefetcher_stops_when_it_is_closed_or_forgotten(source):
     next(batches)
     batches.close()
     batches.close()
-    assert list(batches) == [] and not prefetch_threads()
+    assert list(batches) == [] and not prefetch_threads() and batches._ready.empty()
     batches = prefetch_to_device(train_batches(source, BatchPlan(2, decode=SMALL), seed=0), device)
     next(batches)
     del batches
