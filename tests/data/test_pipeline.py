@@ -477,6 +477,9 @@ class TwoProcesses:
 
 
 def test_the_local_part_with_several_processes():
+    for batch_size in (0, -8, 8.0, True, 10**20):
+        with pytest.raises(ValueError, match="batch_size is "):
+            local_part(TwoProcesses([(4, 8)]), batch_size)
     assert local_part(TwoProcesses([(4, 6), (6, 8)]), 8) == (1, 2)
     assert local_part(TwoProcesses([(4, 8), (4, 8)]), 8) == (1, 2)
     with pytest.raises(ValueError, match="are no slice of a batch"):

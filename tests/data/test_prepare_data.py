@@ -144,3 +144,6 @@ def test_the_pipelines_speed_is_measured_beside_plain_pillow(tmp_path):
     result = measure(tmp_path, 0.1, image_size=16, batch_size=4, workers=0)
     assert result["turns"] >= 1 and result["pipeline"] > 0 and result["pillow"] > 0
     assert 0.01 < result["ratio"] < 100
+    for options in (dict(seconds=0), dict(seconds=float("inf")), dict(workers=-1), dict(image_size=0.5)):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+            measure(tmp_path, **options)
