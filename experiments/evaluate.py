@@ -3,10 +3,12 @@
     python experiments/evaluate.py CHECKPOINT [--execution dense|spiking]
 
 CHECKPOINT is the folder of a run (its best checkpoint is taken, or --step N) or one that the quickstart saved. Prints
-accuracy and energy; writes evaluation.json and confusion.png beside the checkpoint, or into --out.
+accuracy and energy (of the spiking execution, whatever was run: the spikes are the same); writes evaluation.json and
+confusion.png beside the checkpoint, or into --out.
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Literal
@@ -18,14 +20,15 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
-from ge2mst_jax.convert import check_network, deploy, load_net
+from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches, open_source
 from ge2mst_jax.energy import CONVENTIONS, SpikeCounter, audit, energy
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.report import confusion_figure
-from ge2mst_jax.train import from_json, load_averaged
 from ge2mst_jax.train.command import run_command
+from ge2mst_jax.train.deployed import class_names, decoding, load_deployed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +42,11 @@ class Evaluate:
     step: int | None = None
     """Of a run's checkpoint; the best one if none."""
     data: str | None = None
-    """Data set; the run's own if none (needed for a deployed network)."""
+    """Data set; the one that the network was trained on if none."""
     data_dir: Path | None = None
     """Where TFDS sets lie, if not where the run found them."""
+    on_corrupt: Literal["raise", "skip"] | None = None
+    """At an image that can't be decoded: stop, or leave it out and count it; as the run did if none."""
     batch_size: int = 100
     """Images at a time."""
     limit: int | None = None
@@ -50,68 +55,98 @@ class Evaluate:
     """Where evaluation.json and confusion.png go; beside the checkpoint if none."""
 
     def __post_init__(self):
-        for name in ("batch_size", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        check_whole("batch_size", self.batch_size, 1, 2**20)
+        for name in ("limit", "step"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1, 2**40)
 
 
-def load(options: Evaluate):
-    """The deployed network, where its test images are, and how files among them are decoded."""
-    if not (options.checkpoint / "checkpoints").is_dir():
-        if options.data is None:
-            raise ValueError("data: name the data set of a deployed network, such as --data digits")
-        return load_net(options.checkpoint), options.data, options.data_dir, DecodeConfig()
-    model, variables, about = load_averaged(options.checkpoint, "best" if options.step is None else options.step)
-    config = from_json(about["config"])
-    data, data_dir = options.data or config.data, options.data_dir or config.data_dir
-    net = deploy(model, variables, about["image_shape"])
-    check_network(net)
-    return net, data, data_dir, config.decode
+def open_images(net, options: Evaluate):
+    """The test split, and a plan that decodes it as the network's own evaluation did.
+
+    Raises:
+        ValueError: no data set is known, or it has other images or classes than the network.
+    """
+    data, data_dir = options.data or net.about.get("data"), options.data_dir or net.about.get("data_dir")
+    if data is None:
+        raise ValueError("data: name the data set of a deployed network, such as --data digits")
+    source = open_source(data, "test", data_dir, options.on_corrupt or net.about.get("on_corrupt", "raise"))
+    plan = BatchPlan(options.batch_size, decode=decoding(net) or DecodeConfig(net.image_shape[0]))
+    if plan.shape(source) != tuple(net.image_shape):
+        raise ValueError(f"{data} has images {plan.shape(source)}: this network takes {tuple(net.image_shape)}")
+    if len(source.classes) != net.model.num_classes:
+        raise ValueError(f"{data} has {len(source.classes)} classes: this network tells {net.model.num_classes}")
+    return source, plan
 
 
-def run(net, source, options: Evaluate, decode, console):
-    """`(confusion, counter)` over the test split."""
+def check_order(source, names, data: str, console: Console) -> None:
+    """Classes are compared by number: refuses the network's own in another order, says so where names differ."""
+    if names is None or list(source.classes) == names:
+        return
+    label = next(i for i, pair in enumerate(zip(source.classes, names, strict=True)) if pair[0] != pair[1])
+    says = f"class {label} is {source.classes[label]} in {data}, but {names[label]} in this network"
+    if set(source.classes) == set(names):
+        raise ValueError(f"{says}: its classes have another order")
+    console.print(Text(one_line(f"note: {says}; classes are compared by number")), soft_wrap=True)
+
+
+def run(net, source, plan: BatchPlan, options: Evaluate, console: Console):
+    """`(confusion, counter, images that could not be decoded)` over the test split."""
     classes = net.model.num_classes
-    confusion, counter = np.zeros((classes, classes), int), SpikeCounter()
-    batches = eval_batches(source, BatchPlan(options.batch_size, decode=decode))
+    confusion, counter, skipped = np.zeros((classes, classes), int), SpikeCounter(), 0
     left = len(source) if options.limit is None else min(options.limit, len(source))
-    for batch in track(batches, "evaluate", console=console, total=-(-left // options.batch_size)):
-        seen = np.flatnonzero(batch["mask"])[:left]
-        left -= len(seen)
+    steps = -(-left // options.batch_size)
+    batches = itertools.islice(eval_batches(source, plan), steps)
+    for batch in track(batches, "evaluate", steps, console=console):
+        here = np.arange(len(batch["mask"])) < left
+        left -= len(here)
+        seen = np.flatnonzero(batch["mask"] * here)
+        skipped += int(batch["skipped"][here].sum())
         if not len(seen):
-            break
+            continue
         logits, aux = net(jnp.asarray(batch["image"]), execution=options.execution)
         np.add.at(confusion, (batch["label"][seen], np.argmax(jax.device_get(logits), -1)[seen]), 1)
         counter.add(aux, seen)
-    return confusion, counter
+    if not counter.images:
+        raise ValueError(f"not one image of the {source.split} split of {source.name} can be decoded")
+    return confusion, counter, skipped
 
 
 def main(options: Evaluate) -> None:
     console = Console()
-    net, data, data_dir, decode = load(options)
-    source = open_source(data, "test", data_dir)
-    if len(source.classes) != net.model.num_classes:
-        raise ValueError(f"{data} has {len(source.classes)} classes: this network tells {net.model.num_classes}")
-    confusion, counter = run(net, source, options, decode, console)
+    net = load_deployed(options.checkpoint, options.step)
+    source, plan = open_images(net, options)
+    data = options.data or net.about["data"]
+    check_order(source, class_names(net), data, console)
+    confusion, counter, skipped = run(net, source, plan, options, console)
     energies = {name: energy(counter, c, net.model.code.num_steps) for name, c in CONVENTIONS.items()}
     found = {
-        "data": data, "execution": options.execution, "images": counter.images, "digest": net.digest,
-        "accuracy": float(np.trace(confusion) / confusion.sum()), "confusion": confusion.tolist(),
-        "spikes_per_neuron": counter.spikes_per_neuron, "energy": energies,
+        "data": data, "execution": options.execution, "images": counter.images, "skipped": skipped,
+        "digest": net.digest, "accuracy": float(np.trace(confusion) / confusion.sum()), "confusion": confusion.tolist(),
+        "spikes_per_neuron": counter.spikes_per_neuron, "energy": energies, "energy_execution": "spiking",
         "audit": audit(net, options.execution).as_dict(),
     }  # fmt: skip
     out = options.out or options.checkpoint
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "evaluation.json", json.dumps(found, indent=1) + "\n")
     write_whole(out / "confusion.png", confusion_figure(confusion, source.classes))
-    table = Table("what", title=f"{options.checkpoint}, {options.execution}, {counter.images} images of {data}")
+    console.print(summary(found, energies, options))
+    console.print(Text(one_line(f"confusion matrix: {out / 'confusion.png'}")), soft_wrap=True)
+
+
+def summary(found: dict, energies: dict, options: Evaluate) -> Table:
+    """What was found. The energies are the spiking execution's, whose spikes are the same: dense multiplies levels."""
+    title = f"{options.checkpoint}, {options.execution}, {found['images']} images of {found['data']}"
+    table = Table("what", title=Text(one_line(title)))
     table.add_column("found", justify="right")
     table.add_row("accuracy", f"{100 * found['accuracy']:.2f} %")
+    if found["skipped"]:
+        table.add_row("images left out: they can't be decoded", str(found["skipped"]))
+    of = "" if options.execution == "spiking" else " were it run in spikes"
     for name, e in energies.items():
-        table.add_row(f"energy an image, {name}", f"{1e3 * e['total_mj']:.3f} µJ")
-    table.add_row("spikes per neuron and image", f"{counter.spikes_per_neuron:.3f}")
-    console.print(table)
-    console.print(f"confusion matrix: {out / 'confusion.png'}", soft_wrap=True)
+        table.add_row(f"energy an image{of}, {name}", f"{1e3 * e['total_mj']:.3f} µJ")
+    table.add_row("spikes per neuron and image", f"{found['spikes_per_neuron']:.3f}")
+    return table
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 Preparing most sets needs TensorFlow, once: `pip install -e .[prepare]`; reading them does not. ImageNet's archives must
 lie in `DIR/downloads/manual`. The records are always counted; `--verify True` reads every one of them back, checks its
-label and decodes its image. A set that is already there is only counted and verified.
+label and decodes its image. A set that is already there is only counted and verified. The last line says by what name
+the set is read.
 """
 
 import dataclasses
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from ge2mst_jax.checks import one_line
 from ge2mst_jax.data.decode import DataError, decode_whole
-from ge2mst_jax.data.sources import check_label
+from ge2mst_jax.data.source import check_label, expanded
 from ge2mst_jax.data.tfds_source import (
     CHUNK,
     MissingDataError,
@@ -42,8 +46,8 @@ class PrepareData:
     """Read every record back: its label in range, its image decodes."""
 
 
-def build(name: str, data_dir: Path | None) -> None:
-    """Downloads and prepares a set.
+def build(name: str, data_dir: Path | None) -> Path:
+    """Downloads and prepares a set; returns its folder (which config is TFDS's choice where the name has none).
 
     Raises:
         ValueError: TFDS doesn't know the name, needs a module that is not installed, or fails.
@@ -57,7 +61,9 @@ def build(name: str, data_dir: Path | None) -> None:
         raise ValueError(f"TFDS knows no data set {base!r} ({', '.join(similar)})")
     tfds.disable_progress_bar()
     try:
-        tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+        return Path(builder.data_path)
     except ImportError as error:
         module = error.name or "tensorflow"
         raise ValueError(f"preparing {name} needs the module {module}: pip install -e .[prepare]") from error
@@ -114,9 +120,9 @@ def find_or_build(options: PrepareData, progress: Progress) -> Path:
         return prepared_folder(options.name, options.data_dir)
     except MissingDataError:
         task = progress.add_task(f"prepare {options.name}", total=None)
-        build(options.name, options.data_dir)
+        folder = build(options.name, None if options.data_dir is None else expanded(options.data_dir))
         progress.update(task, total=1, completed=1)
-        return prepared_folder(options.name, options.data_dir)
+        return folder
 
 
 def main(options: PrepareData) -> None:
@@ -128,12 +134,13 @@ def main(options: PrepareData) -> None:
         for split in builder.info.splits:
             records, checked = count_records(builder, folder, split), "counted"
             if options.verify:
-                task = progress.add_task(f"verify {split}", total=records)
+                task = progress.add_task(escape(one_line(f"verify {split}")), total=records)
                 source = open_split(builder, folder, split)
                 labelled = verify_split(source, lambda done, task=task: progress.update(task, completed=done))
                 checked = f"every image decodes, {labelled} labels in range"
-            console.print(f"{split}: {records} records, {checked}", soft_wrap=True)
-    console.print(f"{folder}: array_record, ready", soft_wrap=True)
+            console.print(Text(one_line(f"{split}: {records} records, {checked}")), soft_wrap=True)
+    name, _, version = builder.info.full_name.rpartition("/")
+    console.print(Text(one_line(f"{folder}: array_record, ready: --data tfds:{name}:{version}")), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,20 @@ def check_number(name: str, value, low: float, high: float, *, above: bool = Fal
     return float(value)
 
 
+def check_flag(name: str, value) -> None:
+    """True or false, and nothing that merely counts as one: the text "False" does as true.
+
+    Raises:
+        ValueError: names what it is.
+
+    >>> check_flag("flip", "False")
+    Traceback (most recent call last):
+    ValueError: flip is 'False': it must be True or False
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {shown(value)}: it must be True or False")
+
+
 def check_choice(name: str, value, known) -> None:
     """One of some names.
 

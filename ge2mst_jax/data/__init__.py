@@ -6,7 +6,8 @@ from ge2mst_jax.data.digits import Dataset, load_digits
 from ge2mst_jax.data.pipeline import eval_batches, train_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
-from ge2mst_jax.data.sources import MemorySource, Source, open_source
+from ge2mst_jax.data.source import MemorySource, Source
+from ge2mst_jax.data.sources import open_source
 
 __all__ = [
     "AugmentConfig",

@@ -7,6 +7,7 @@ import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import check_flag, check_number, check_whole
 from ge2mst_jax.data.randaugment import rand_augment
 
 
@@ -38,16 +39,14 @@ class AugmentConfig:
     """CutMix's alpha; 0 is off."""
 
     def __post_init__(self):
-        for name in ("crop_padding", "randaugment_deviation", "mixup", "cutmix"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 0")
-        for name in ("erasing", "randaugment_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 to 1")
-        if not 0 <= self.randaugment_magnitude <= 10:
-            raise ValueError(f"randaugment_magnitude is {self.randaugment_magnitude}: it must be 0 to 10")
-        if self.randaugment_layers < 1:
-            raise ValueError(f"randaugment_layers is {self.randaugment_layers}: it must be at least 1")
+        for name, high in (
+            ("randaugment_magnitude", 10), ("randaugment_deviation", 10), ("randaugment_probability", 1),
+            ("erasing", 1), ("mixup", 1000), ("cutmix", 1000),
+        ):  # fmt: skip
+            check_number(name, getattr(self, name), 0, high)
+        check_whole("crop_padding", self.crop_padding, 0, 8192)
+        check_whole("randaugment_layers", self.randaugment_layers, 1, 16)
+        check_flag("flip", self.flip)
 
     @property
     def mixes(self) -> bool:
@@ -69,8 +68,8 @@ def augment(key, images, labels, num_classes: int, config: AugmentConfig):
     Args:
         key: of this step, such as `fold_in(key, step)`.
         images: `[B, H, W, C]` uint8.
-        labels: `[B]` int32.
-        num_classes: of the targets.
+        labels: `[B]` int32, below `num_classes`.
+        num_classes: of the targets, `>= 1`.
         config: static under `jit`.
 
     Returns:
@@ -83,7 +82,9 @@ def augment(key, images, labels, num_classes: int, config: AugmentConfig):
     ('uint8', [[1.0, 0.0], [0.0, 1.0]])
     """
     chex.assert_rank([images, labels], [4, 1])
-    chex.assert_type(images, jnp.uint8)
+    chex.assert_type([images, labels], [jnp.uint8, int])
+    chex.assert_equal_shape_prefix([images, labels], 1)
+    check_whole("num_classes", num_classes, 1, 2**20)
     targets = jax.nn.one_hot(labels, num_classes)
     image_keys, mix_keys = jax.random.split(key, (2, len(images)))
     if config != AugmentConfig():

@@ -1,23 +1,30 @@
-"""One encoded image to pixels on the host: random-resized or centre crop, scaled JPEG decoding, conversion to RGB."""
+"""One encoded image to pixels on the host: random-resized or centre crop, scaled JPEG decoding, conversion to RGB.
+
+Training, evaluation and prediction all decode here, so that a network sees the same pixels of a file in each.
+"""
 
 import contextlib
 import dataclasses
 import io
 import math
-import struct
-import zlib
+import os
+import stat
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ge2mst_jax.checks import check_flag, check_number, check_whole, one_line, shown
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-#: What Pillow raises on bytes that are not the image they claim to be.
-PILLOW_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, struct.error,
-    zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-
+#: What undoes each orientation that EXIF knows, and which of these swap width and height.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+SIDEWAYS = {TURNS[code] for code in (5, 6, 7, 8)}
+#: Of an encoded image; a larger file is none.
+MAX_FILE_BYTES = 2**30
 
 #: How often a random crop is drawn before the centre is taken.
 TRIES = 10
@@ -26,7 +33,10 @@ DRAWS = 4 * TRIES + 4
 
 
 class DataError(ValueError):
-    """Something is wrong with a data set; the one-line message names the file or record."""
+    """Something is wrong with a data set; the message names the file or record, in one line whatever it is called."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class CorruptImageError(DataError):
@@ -53,12 +63,12 @@ class DecodeConfig:
     """bilinear or bicubic."""
 
     def __post_init__(self):
-        if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}: it must be at least 1")
-        if not 0 < self.min_area <= 1:
-            raise ValueError(f"min_area is {self.min_area}: it must be above 0 and at most 1")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}: it must be bilinear or bicubic")
+        check_whole("image_size", self.image_size, 1, 8192)
+        check_number("min_area", self.min_area, 0, 1, above=True)
+        for name in ("random_crop", "flip"):
+            check_flag(name, getattr(self, name))
+        if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation is {shown(self.interpolation)}: it must be bilinear or bicubic")
 
 
 def random_box(draws, width: int, height: int, min_area: float = 0.08):
@@ -110,10 +120,12 @@ def decode(data: bytes, config: DecodeConfig, *, where: str, draws=None, channel
     """One encoded image as pixels.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box to be kept is that much larger than the result.
-    Greyscale, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped.
+    Greyscale, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. A photo whose EXIF data say
+    that the camera was turned is turned upright, as viewers show it (most ImageNet recipes leave such photos lying;
+    Pillow itself turns TIFFs, whatever one asks).
 
     Args:
-        data: a JPEG, PNG or whatever else Pillow reads.
+        data: a JPEG, PNG or whatever else Pillow reads (no EPS).
         config: size, crop, flip.
         where: the file or record, for the error.
         draws: `DRAWS` numbers, uniform in [0, 1), that decide all that is random; none decodes for evaluation.
@@ -131,24 +143,63 @@ def decode(data: bytes, config: DecodeConfig, *, where: str, draws=None, channel
     array([200, 200, 200], dtype=uint8)
     """
     size = config.image_size
-    with pillow_errors(where), Image.open(io.BytesIO(data)) as image:
+    with opened(data, where) as image:
+        turn = turn_of(image)
+        width, height = image.size[::-1] if turn in SIDEWAYS else image.size
         if draws is not None and config.random_crop:
-            box = random_box(draws, *image.size, config.min_area)
+            box = random_box(draws, width, height, config.min_area)
         else:
-            box = centre_box(*image.size, size)
+            box = centre_box(width, height, size)
         scale = draft(image, box, size)
         box = tuple(side / scale for side in box)
         resampling = INTERPOLATIONS[config.interpolation]
-        resized = convert(image, channels).resize((size, size), resampling, box, reducing_gap=2.0)
+        resized = upright(convert(image, channels), turn).resize((size, size), resampling, box, reducing_gap=2.0)
         if draws is not None and config.flip and draws[-1] < 0.5:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # ten times faster than numpy
         return np.asarray(resized).reshape(size, size, channels)
 
 
 def decode_whole(data: bytes, *, where: str, channels: int = 3):
-    """The image at its own size, `[H, W, channels]` uint8; errors as in `decode`."""
-    with pillow_errors(where), Image.open(io.BytesIO(data)) as image:
-        return np.asarray(convert(image, channels)).reshape(image.height, image.width, channels)
+    """The image at its own size, upright, `[H, W, channels]` uint8; errors as in `decode`."""
+    with opened(data, where) as image:
+        turn = turn_of(image)
+        pixels = np.asarray(upright(convert(image, channels), turn))
+        return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def read_file(path) -> bytes:
+    """The bytes of an image file; what is no regular file (a pipe, which would wait for ever, a device) is refused.
+
+    Raises:
+        DataError: names the file.
+
+    >>> read_file("/dev/null")
+    Traceback (most recent call last):
+    ge2mst_jax.data.decode.DataError: /dev/null: can't be read (not a regular file)
+    """
+    try:
+        # To open a pipe, too, must not wait.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise DataError(f"{path}: can't be read (not a regular file)")
+            if about.st_size > MAX_FILE_BYTES:
+                raise DataError(f"{path}: can't be read ({about.st_size} bytes, more than {MAX_FILE_BYTES})")
+            return file.read()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright whose EXIF data say how the camera was held; to be asked before it is decoded.
+
+    Nothing where they say nothing, or nonsense: damaged EXIF data don't make a damaged image.
+    """
+    if "exif" not in image.info:  # asking Pillow would decode some formats in full; TIFFs it turns itself
+        return None
+    with contextlib.suppress(Exception):
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return None
 
 
 def draft(image: Image.Image, box, size: int) -> float:
@@ -176,11 +227,20 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+def upright(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    """The image turned as `turn_of` said."""
+    return image if turn is None else image.transpose(turn)
+
+
 @contextlib.contextmanager
-def pillow_errors(where: str):
-    """Whatever Pillow says about bad bytes becomes one line that names the file."""
+def opened(data: bytes, where: str):
+    """The image, not yet decoded; whatever Pillow says about bad bytes becomes one line that names the file."""
     try:
-        yield
-    except PILLOW_ERRORS as error:
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format == "EPS":  # Pillow would have Ghostscript run it
+                raise ValueError("EPS files are programs")
+            yield image
+    except Exception as error:  # Pillow's readers raise whatever they meet, down to AttributeError
+        unknown = "unknown format" if data else "an empty file"
+        reason = unknown if isinstance(error, UnidentifiedImageError) else one_line(error) or type(error).__name__
         raise CorruptImageError(f"{where}: not a readable image ({reason})") from error

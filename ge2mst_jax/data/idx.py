@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ge2mst_jax.data.decode import DataError
-from ge2mst_jax.data.sources import MemorySource, check_label
+from ge2mst_jax.data.source import MemorySource, check_label
 
 PREFIXES = {"train": "train", "test": "t10k"}
+#: Of a file's content; the largest of the published sets (EMNIST) takes half of it.
+MAX_BYTES = 2**30
 #: Images and labels: the file's name after the prefix, and its number of dimensions.
 KINDS = {"images": ("images-idx3-ubyte", 3), "labels": ("labels-idx1-ubyte", 1)}
 
@@ -45,12 +47,15 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
 
     Raises:
         DataError: the gzip stream is damaged, the magic number is another, or there are fewer or more bytes than the
-            sizes say.
+            sizes say, or more than `MAX_BYTES`.
     """
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{file}: damaged or truncated gzip ({error})") from error
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{file}: holds more than {MAX_BYTES} bytes")
     header, magic = 4 + 4 * dimensions, bytes((0, 0, 8, dimensions))
     if content[:4] != magic:
         raise DataError(

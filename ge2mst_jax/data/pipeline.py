@@ -1,12 +1,29 @@
 """Batches of training and of evaluation, read through Grain, and where an interrupted run goes on."""
 
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
 import sys
+import threading
+import weakref
 
 import grain
 import numpy as np
 
-from ge2mst_jax.data.plan import BatchPlan, EvalElements, TrainBatches
-from ge2mst_jax.data.sources import Source
+from ge2mst_jax.checks import check_whole
+from ge2mst_jax.data.decode import DataError
+from ge2mst_jax.data.plan import MAX_STEPS, BatchPlan, EvalElements, TrainBatches
+from ge2mst_jax.data.source import Source
+
+#: Signals that end a process in order.
+ENDING = (signal.SIGINT, signal.SIGTERM)
+#: The likely cause of a signal that ended a worker process.
+DEATHS = {
+    signal.SIGKILL: "killed, as where memory runs out: take fewer --workers",
+    signal.SIGBUS: "/dev/shm is too small for its batches: enlarge it (docker run --shm-size=8g), or take --workers 0",
+}
 
 
 class TrainIterator:
@@ -25,9 +42,11 @@ class TrainIterator:
     def __next__(self) -> dict[str, np.ndarray]:
         if self._step >= len(self._batches):
             raise StopIteration
-        if self._grain is None:
-            self._grain = open_grain(self._batches, self._step, self._batches.plan.workers)
-        batch = next(self._grain)
+        with working():
+            if self._grain is None:
+                self._grain = open_grain(self._batches, self._step, self._batches.plan.workers)
+                self._end_workers = weakref.finalize(self, self._grain.close)
+            batch = next(self._grain)
         self._step += 1
         return batch
 
@@ -43,18 +62,19 @@ class TrainIterator:
         """Goes on where another iterator was.
 
         Raises:
-            ValueError: that one had another seed, batch size or number of examples.
+            ValueError: that one had another seed, batch size or number of examples, or it is no state.
         """
         for name, value in self._order().items():
-            if int(state[name]) != value:
-                raise ValueError(f"{name} is {value}, but the batches to go on with had {state[name]}")
+            if name not in state or state[name] != value:
+                raise ValueError(f"{name} is {value}, but the batches to go on with had {state.get(name)}")
+        step = check_whole("step of the batches to go on with", state.get("step"), 0, len(self._batches))
         self.close()
-        self._step = int(state["step"])
+        self._step = step
 
     def close(self) -> None:
         """Ends the worker processes."""
         if self._grain is not None:
-            self._grain.close()
+            self._end_workers()
             self._grain = None
 
 
@@ -68,9 +88,13 @@ class EvalBatches:
         return len(self._elements)
 
     def __iter__(self):
-        iterator = open_grain(self._elements, 0, self._elements.plan.workers)
+        with working():
+            iterator = open_grain(self._elements, 0, self._elements.plan.workers)
         try:
-            yield from iterator
+            for _ in range(len(self)):
+                with working():
+                    batch = next(iterator)
+                yield batch
         finally:
             iterator.close()
 
@@ -83,8 +107,45 @@ def open_grain(elements, first: int, workers: int):
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     if workers:
         parse_flags()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(options, start_worker)
     return iter(dataset)
+
+
+def start_worker(index: int, count: int) -> None:
+    """Run first in a worker process: it ends when the process that reads from it says so, or is no more.
+
+    A signal that goes to all processes (Ctrl-C, the end of a cluster's job) must not end it before the reader has
+    saved its state.
+    """
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    reader = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (reader.join(), os._exit(1)), daemon=True).start()
+
+
+@contextlib.contextmanager
+def working():
+    """Around whatever may start worker processes, or read from them: a process that died becomes one line.
+
+    Raises:
+        DataError: names the likely cause.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # inherited by processes that start
+    try:
+        yield
+    except RuntimeError as error:
+        died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if not died:
+            raise
+        code = int(died[1])
+        why = DEATHS.get(-code, f"by signal {-code}" if code < 0 else "what it said stands above")
+        raise DataError(f"a worker process that decodes images died (exit code {code}: {why})") from error
+    except OSError as error:
+        why = f"{error.strerror or error}; is /dev/shm full?"
+        raise DataError(f"the worker processes that decode images can't work ({why})") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def parse_flags() -> None:
@@ -113,7 +174,7 @@ def train_batches(source: Source, plan: BatchPlan, seed: int, steps: int | None 
         - `skipped`: `[b]` int32, corrupt images passed over in favour of this one.
 
     Raises:
-        ValueError: the seed is out of range.
+        ValueError: the seed or the number of steps is out of range.
         DataError: while iterating; a file can't be read or decoded.
 
     >>> from ge2mst_jax.data.sources import open_source
@@ -121,9 +182,10 @@ def train_batches(source: Source, plan: BatchPlan, seed: int, steps: int | None 
     >>> batch["image"].shape, batch["label"].shape
     ((4, 8, 8, 1), (4,))
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}: it must be 0 to {2**32 - 1}")
-    return TrainIterator(TrainBatches(source, plan, seed, sys.maxsize if steps is None else steps))
+    check_whole("seed", seed, 0, 2**32 - 1)
+    return TrainIterator(
+        TrainBatches(source, plan, seed, MAX_STEPS if steps is None else check_whole("steps", steps, 0, MAX_STEPS))
+    )
 
 
 def eval_batches(source: Source, plan: BatchPlan) -> EvalBatches:

@@ -5,8 +5,12 @@ import functools
 
 import numpy as np
 
+from ge2mst_jax.checks import check_whole
 from ge2mst_jax.data.decode import DRAWS, CorruptImageError, DataError, DecodeConfig, decode
-from ge2mst_jax.data.sources import MemorySource, Source
+from ge2mst_jax.data.source import MemorySource, Source
+
+#: Batches and steps of which a position, their product, is still an int64.
+MAX_BATCH, MAX_STEPS = 2**20, 2**40
 
 
 @functools.lru_cache(maxsize=4)
@@ -50,14 +54,12 @@ class BatchPlan:
     """For sources whose images are files."""
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
-        if not 0 <= self.process_index < self.process_count:
-            raise ValueError(f"process_index is {self.process_index}: it must be 0 to {self.process_count - 1}")
+        check_whole("batch_size", self.batch_size, 1, MAX_BATCH)
+        check_whole("process_count", self.process_count, 1, MAX_BATCH)
+        check_whole("process_index", self.process_index, 0, self.process_count - 1)
+        check_whole("workers", self.workers, 0, 1024)
         if self.batch_size % self.process_count:
             raise ValueError(f"batch_size is {self.batch_size}: {self.process_count} processes can't share it equally")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}: it must be at least 0")
 
     @property
     def local_size(self) -> int:

@@ -8,6 +8,9 @@ import weakref
 import jax
 import numpy as np
 
+from ge2mst_jax.checks import check_whole
+from ge2mst_jax.data.plan import MAX_BATCH
+
 POLL_SECONDS = 0.1
 
 
@@ -27,6 +30,7 @@ def local_part(sharding, batch_size: int) -> tuple[int, int]:
     >>> local_part(device, 8)
     (0, 1)
     """
+    check_whole("batch_size", batch_size, 1, MAX_BATCH)
     rows = {
         index[0].indices(batch_size)[:2] for index in sharding.addressable_devices_indices_map((batch_size,)).values()
     }
@@ -43,15 +47,14 @@ class DevicePrefetch:
     """What `prefetch_to_device` returns: an iterator of batches on the devices."""
 
     def __init__(self, iterator, sharding, depth: int):
-        if depth < 1:
-            raise ValueError(f"depth is {depth}: it must be at least 1")
+        check_whole("depth", depth, 1, 1024)
         self.wait_seconds = 0.0
         """How long the consumer has waited for batches, in all."""
         self._state = iterator.get_state() if hasattr(iterator, "get_state") else None
         self._ready, self._stop, self._end = queue.Queue(depth), threading.Event(), None
         arguments = (iterator, sharding, self._ready, self._stop)
         self._thread = threading.Thread(target=_fill, args=arguments, name="prefetch", daemon=True)
-        self._finalize = weakref.finalize(self, _shut, self._thread, self._stop, iterator)
+        self._finalize = weakref.finalize(self, _shut, self._thread, self._stop, self._ready, iterator)
         self._thread.start()
 
     def __iter__(self):
@@ -103,10 +106,11 @@ def _fill(iterator, sharding, ready, stop) -> None:
             return
 
 
-def _shut(thread, stop, iterator) -> None:
+def _shut(thread, stop, ready, iterator) -> None:
     stop.set()
     if thread is not threading.current_thread():
         thread.join()
+    ready.queue.clear()  # shared memory of worker processes is given back now, not at the interpreter's end
     if hasattr(iterator, "close"):
         iterator.close()
 
@@ -129,7 +133,7 @@ def prefetch_to_device(iterator, sharding, depth: int = 2) -> DevicePrefetch:
             `iter(eval_batches(…))`.
         sharding: of the leading axis, such as `NamedSharding(mesh, P("data"))`; every process's slice must be the part
             that lives on its devices (`local_part`).
-        depth: batches held ready, `>= 1`.
+        depth: batches held ready, 1 to 1024.
 
     Returns:
         An iterator of dicts of `[B, …]` arrays, with `get_state()` (of the batch handed out last, not of the last one

@@ -8,6 +8,7 @@ import time
 import numpy as np
 from PIL import Image
 
+from ge2mst_jax.checks import check_number, check_whole
 from ge2mst_jax.data.decode import DRAWS, DecodeConfig, random_box
 from ge2mst_jax.data.folder import FolderSource
 from ge2mst_jax.data.pipeline import train_batches
@@ -57,7 +58,10 @@ def measure(folder, seconds: float = 10.0, *, image_size: int = 224, batch_size:
 
     Raises:
         DataError: the folder is no data set.
+        ValueError: a number is out of range.
     """
+    check_number("seconds", seconds, 0, 3600, above=True)
+    check_whole("workers", workers, 0, 1024)
     source = open_source(f"folder:{folder}", "train")
     plan = BatchPlan(batch_size, decode=DecodeConfig(image_size))
     elements, rng = TrainBatches(source, plan, seed=0, steps=sys.maxsize), np.random.default_rng(0)

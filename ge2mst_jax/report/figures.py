@@ -1,6 +1,7 @@
 """The pictures of a report, each a function from results to a matplotlib figure."""
 
 import io
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from ge2mst_jax.checks import cut, one_line
 from ge2mst_jax.grouping import partition, unpartition
 from ge2mst_jax.nn import AttentionRecord, NeuronRecord, SynapseRecord
 
@@ -40,8 +42,15 @@ def draw_figures(report: dict, net, images, history) -> dict[str, bytes]:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144, facecolor="white")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks is drawn as boxes
+        figure.savefig(buffer, format="png", dpi=144, facecolor="white")
     return buffer.getvalue()
+
+
+def _names(set_ticks, places, names, **style) -> None:
+    """Labels an axis with names from outside: literally (`$` starts no formula), in one line, not too long."""
+    set_ticks(places, [cut(one_line(name), 32) for name in names], parse_math=False, **style)
 
 
 def _bare(axes) -> None:
@@ -77,7 +86,7 @@ def energy_figure(exact: dict) -> Figure:
     for row, value in enumerate(values):
         share = value / max(sum(values), 1e-30)
         axes.text(value, row, f" {value:,.1f} nJ, {share:.1%}", va="center", fontsize=7, color=INK)
-    axes.set_yticks(range(len(layers)), [layer["name"] for layer in layers])
+    _names(axes.set_yticks, range(len(layers)), [layer["name"] for layer in layers])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.2 * max(values, default=1) or 1)
     axes.set_xlabel("nJ an image", fontsize=8, color=INK)
@@ -126,7 +135,7 @@ def raster_figure(aux) -> Figure:
         ticks.append(top + heights[name] / 2)
         top += heights[name]
     drawn = axes.imshow(canvas, aspect="auto", interpolation="nearest", cmap="viridis", zorder=1, vmin=0)
-    axes.set_yticks(ticks, layers)
+    _names(axes.set_yticks, ticks, layers)
     axes.set_xlabel(f"time step ({steps} from the first pixel to the last layer's last spike)", fontsize=8, color=INK)
     _bare(axes)
     largest = int(np.nanmax(canvas, initial=0))
@@ -163,7 +172,7 @@ def levels_figure(counts: dict[str, np.ndarray]) -> Figure:
             if not np.isnan(share):
                 colour = "white" if share > 0.55 else INK
                 axes.text(level, row, f"{100 * share:.1f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_yticks(range(len(counts)), counts)
+    _names(axes.set_yticks, range(len(counts)), counts)
     axes.set_xticks(range(width) if width <= 16 else range(0, width, 16))
     axes.set_xlabel("level; cells in per cent of neurons and images", fontsize=8, color=INK)
     _bare(axes)
@@ -183,8 +192,8 @@ def confusion_figure(confusion: np.ndarray, classes) -> bytes:
             if count:
                 colour = "white" if shares[label, guess] > 0.55 else INK
                 axes.text(guess, label, str(count), ha="center", va="center", fontsize=8, color=colour)
-        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axes.set_yticks(range(len(classes)), classes)
+        _names(axes.set_xticks, range(len(classes)), classes, rotation=45, ha="right")
+        _names(axes.set_yticks, range(len(classes)), classes)
     axes.set_xlabel("prediction", fontsize=8, color=INK)
     axes.set_ylabel("label", fontsize=8, color=INK)
     _bare(axes)

@@ -1,8 +1,9 @@
 """The HTML report: one file that opens offline."""
 
 import base64
-from html import escape
+import html
 
+from ge2mst_jax.checks import one_line
 from ge2mst_jax.report.tables import differing
 
 _STYLE = """
@@ -38,15 +39,24 @@ def render_page(report: dict, figures: dict[str, bytes]) -> str:
     )
 
 
+def escape(value) -> str:
+    """A value as text of a page, whatever it holds: one line, no markup, valid UTF-8.
+
+    >>> escape("<b>" + chr(7))
+    '&lt;b&gt;\\\\x07'
+    """
+    return html.escape(one_line(value))
+
+
 def _table(header, rows) -> str:
-    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cell(value) -> str:
     prose = " class=prose" if len(str(value)) > 24 else ""
-    return f"<td{prose}>{escape(str(value))}</td>"
+    return f"<td{prose}>{escape(value)}</td>"
 
 
 def _picture(figures, name, caption) -> str:

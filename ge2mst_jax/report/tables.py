@@ -1,12 +1,16 @@
 """The summary that a script prints when it is done."""
 
 from rich.table import Table
+from rich.text import Text
+
+from ge2mst_jax.checks import one_line
 
 
 def summary_table(report: dict) -> Table:
     """Accuracy, certificate, energy and audit of a run in one table for the terminal."""
     model, data, certificate, accuracy = (report[key] for key in ("model", "dataset", "certificate", "accuracy"))
-    table = Table("what", title=f"{model['name']} on {data['name']}, code {model['code']}, neuron {model['neuron']}")
+    title = f"{model['name']} on {data['name']}, code {model['code']}, neuron {model['neuron']}"
+    table = Table("what", title=Text(one_line(title)))
     table.add_column("found", justify="right")
     images = f"{data['test']} test images"
     table.add_row(f"accuracy, training network, {images}", f"{100 * accuracy['training']:.2f} %")

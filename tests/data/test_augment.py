@@ -217,7 +217,10 @@ def test_a_box_at_the_border_is_cut_off():
     [
         ("crop_padding", -1), ("randaugment_magnitude", 11.0), ("randaugment_magnitude", -1.0), ("erasing", 1.5),
         ("randaugment_deviation", -0.5), ("randaugment_layers", 0), ("randaugment_probability", 2.0), ("mixup", -0.1),
-        ("cutmix", float("nan")),
+        ("cutmix", float("nan")), ("mixup", float("inf")), ("mixup", 1e20), ("mixup", True), ("mixup", "0.2"),
+        ("crop_padding", 4.0), ("crop_padding", True), ("crop_padding", 10**20), ("randaugment_layers", 1e20),
+        ("randaugment_layers", 2.0), ("randaugment_deviation", float("inf")), ("randaugment_magnitude", None),
+        ("erasing", float("nan")), ("erasing", 1j), ("flip", "True"), ("flip", 1), ("flip", None),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named(field, value):
@@ -230,3 +233,10 @@ def test_wrong_arrays_are_refused(batch):
         augment(jax.random.key(0), batch[0] / 255.0, batch[1], CLASSES, AugmentConfig())
     with pytest.raises(AssertionError):
         augment(jax.random.key(0), batch[0], np.eye(CLASSES)[batch[1]], CLASSES, AugmentConfig())
+    with pytest.raises(AssertionError):
+        augment(jax.random.key(0), batch[0], batch[1].astype(np.float32), CLASSES, AugmentConfig())
+    with pytest.raises(AssertionError):
+        augment(jax.random.key(0), batch[0], batch[1][:1], CLASSES, AugmentConfig())
+    for number in (0, -1, 2.0, True, None):
+        with pytest.raises(ValueError, match="num_classes is "):
+            augment(jax.random.key(0), *batch, number, AugmentConfig())

@@ -1,6 +1,10 @@
 """Decoding on the host: boxes, scaled JPEGs, conversions, and what becomes of damaged files."""
 
 import io
+import os
+import socket
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +15,16 @@ from tiny_sets import encoded, picture
 
 from ge2mst_jax.data.decode import (
     DRAWS,
+    MAX_FILE_BYTES,
     CorruptImageError,
+    DataError,
     DecodeConfig,
     centre_box,
     decode,
     decode_whole,
     draft,
     random_box,
+    read_file,
 )
 
 DRAW = st.floats(0, 1, exclude_max=True)
@@ -163,16 +170,182 @@ def test_a_damaged_file_decodes_or_is_refused(damage, place, format):
 
 
 def test_what_is_no_image_is_refused():
-    for data in (b"", b"not an image"):
-        with pytest.raises(CorruptImageError, match=r"a.jpg: not a readable image \(unknown format\)"):
+    for data, why in ((b"", "an empty file"), (b"not an image", "unknown format")):
+        with pytest.raises(CorruptImageError, match=rf"a.jpg: not a readable image \({why}\)"):
             decode(data, DecodeConfig(8), where="a.jpg")
     with pytest.raises(CorruptImageError, match="32-bit pixels"):
         decode(encoded(Image.new("F", (2, 2), 0.5), "TIFF"), DecodeConfig(8), where="a.tiff")
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("image_size", 0), ("min_area", 0.0), ("min_area", 1.5), ("interpolation", "nearest")]
-)
+    ("field", "value"),
+    [
+        ("image_size", 0), ("image_size", -1), ("image_size", 8193), ("image_size", 224.0), ("image_size", True),
+        ("image_size", "224"), ("image_size", None), ("min_area", 0.0), ("min_area", 1.5), ("min_area", float("nan")),
+        ("min_area", float("inf")), ("min_area", True), ("interpolation", "nearest"), ("interpolation", None),
+        ("interpolation", ["bilinear"]), ("random_crop", "False"), ("random_crop", 2), ("flip", None), ("flip", 0),
+    ],
+)  # fmt: skip
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"^{field} is "):
         DecodeConfig(**{field: value})
+
+
+# Photos taken with the camera turned
+
+
+def seen_upright(pixels, orientation):
+    """What is stored where a camera held so took a picture of `pixels`; the definition of EXIF, in numpy."""
+    undone = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: a.transpose(1, 0, 2)[::-1],
+        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    }
+    return np.ascontiguousarray(undone[orientation](pixels))
+
+
+def photo(pixels, orientation, format="PNG", **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(seen_upright(pixels, orientation), format, exif=exif, **options)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_upright(format, orientation):
+    pixels = np.concatenate([picture(0), picture(1), picture(2)], 1)[:, :20]  # 8 high, 20 wide
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = photo(pixels, orientation, format, **options)
+    assert np.array_equal(decode_whole(data, where="a"), pixels)
+    config, draws = DecodeConfig(8), np.random.default_rng(orientation).random(DRAWS).tolist()
+    for draws_or_none in (None, draws):  # evaluation and training
+        expected = decode(encoded(pixels), config, where="a", draws=draws_or_none)
+        assert np.array_equal(decode(data, config, where="a", draws=draws_or_none), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_turned_jpeg_is_decoded_at_a_fraction_of_its_size_too(orientation):
+    pixels = smooth(640, 480)
+    upright = encoded(pixels, "JPEG", quality=98)
+    turned = photo(pixels, orientation, "JPEG", quality=98)
+    config = DecodeConfig(32)
+    for draws in (None, [0.3] * DRAWS):
+        found, expected = (decode(d, config, where="a", draws=draws).astype(int) for d in (turned, upright))
+        assert np.abs(found - expected).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_is_none_is_passed_over(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decode_whole(encoded(picture(0), exif=exif), where="a"), picture(0))
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # Pillow warns of odd metadata
+@given(st.binary(max_size=60), st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_damaged_exif_data_are_no_damaged_image(damage, with_header):
+    data = encoded(picture(0), exif=b"Exif\0\0" * with_header + damage)
+    assert decode_whole(data, where="a").shape == (8, 8, 3)
+
+
+# One rule for all depths
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_are_scaled_not_cut_off(format, order):
+    values = np.array([[0, 255, 256, 0x7FFF], [0x8000, 0xFEFF, 0xFF00, 0xFFFF]], np.uint16)
+    image = Image.fromarray(values.astype(order)) if format == "TIFF" else Image.fromarray(values)
+    expected = [[0, 0, 1, 127], [128, 254, 255, 255]]
+    for channels in (1, 3):
+        assert decode_whole(encoded(image, format), where="a", channels=channels)[..., 0].tolist() == expected
+
+
+def bomb():
+    """A PNG that claims 100,000 × 100,000 pixels."""
+    data = bytearray(encoded(picture(0)))
+    data[16:24] = (100_000).to_bytes(4) * 2
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4)
+    return bytes(data)
+
+
+def chunk_damaged():
+    data = bytearray(encoded(picture(0)))
+    place = data.index(b"IDAT")
+    data[place + 10] ^= 0xFF
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (encoded(Image.new("F", (8, 8), 0.5), "TIFF"), "32-bit pixels (mode F) have no 8-bit meaning"),
+        (encoded(Image.new("I", (8, 8), 70000), "TIFF"), "32-bit pixels (mode I) have no 8-bit meaning"),
+        (bomb(), "decompression bomb"),
+        (chunk_damaged(), "broken PNG|broken data"),
+        (encoded(picture(0))[:-30], "truncated"),
+        (b"\x89PNG\r\n\x1a\n", "not a readable image"),
+        (b"II*\0" + bytes(40), "not a readable image"),
+        (encoded(picture(0), "EPS"), "EPS files are programs"),
+    ],
+    ids=["float", "int32", "bomb", "chunk", "cut", "magic alone", "empty TIFF", "EPS"],
+)
+def test_files_that_cannot_be_read_are_one_line(data, says):
+    for read in (decode_whole, lambda data, where: decode(data, DecodeConfig(8), where=where)):
+        with pytest.raises(CorruptImageError) as caught:
+            read(data, where="dir/a.png")
+        said = str(caught.value)
+        assert said.startswith("dir/a.png: not a readable image (") and said.isprintable()
+        assert any(part in said for part in says.split("|"))
+
+
+# Files
+
+
+def make_sparse(path):
+    with path.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "No such file or directory"),
+        (os.mkfifo, "not a regular file"),
+        (os.mkdir, "Is a directory|not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+        (lambda path: path.symlink_to("gone"), "No such file or directory"),
+        (make_sparse, "1073741825 bytes, more than"),
+        (make_socket, "No such device or address|not a regular file"),
+    ],
+    ids=["missing", "pipe", "folder", "device", "loop", "dangling", "sparse", "socket"],
+)
+def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, make, says):
+    monkeypatch.chdir(tmp_path)
+    path = Path("a.png")
+    make(path)
+    with pytest.raises(DataError) as caught:
+        read_file(path)
+    assert str(caught.value).startswith("a.png: can't be read (") and any(
+        s in str(caught.value) for s in says.split("|")
+    )
+
+
+def test_an_error_is_one_line_whatever_the_file_is_called():
+    for name in ("a\nb", "a\x1b[2J", "a\udcff"):
+        for read in (read_file, lambda name: decode_whole(b"", where=name)):
+            with pytest.raises(DataError) as caught:
+                read(name)
+            assert str(caught.value).isprintable()

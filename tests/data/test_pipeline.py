@@ -2,11 +2,17 @@
 
 import gc
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 
 import jax
 import numpy as np
+import psutil
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tiny_sets import encoded, picture, write_folder
@@ -15,7 +21,8 @@ from ge2mst_jax.data.decode import DRAWS, CorruptImageError, DataError, DecodeCo
 from ge2mst_jax.data.pipeline import eval_batches, train_batches
 from ge2mst_jax.data.plan import BatchPlan, epoch_order, example_draws
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
-from ge2mst_jax.data.sources import MemorySource, open_source
+from ge2mst_jax.data.source import MemorySource
+from ge2mst_jax.data.sources import open_source
 
 SMALL = DecodeConfig(image_size=6)
 
@@ -228,9 +235,19 @@ def test_a_set_without_one_readable_image_is_an_error():
     ("arguments", "match"),
     [
         (dict(batch_size=0), "batch_size is 0"),
-        (dict(batch_size=4, process_index=2, process_count=2), "process_index is 2: it must be 0 to 1"),
+        (dict(batch_size=4, process_index=2, process_count=2), "process_index is 2: it must be a whole number, 0 to 1"),
         (dict(batch_size=4, process_count=3), "batch_size is 4: 3 processes can't share it equally"),
         (dict(batch_size=4, workers=-1), "workers is -1"),
+        (dict(batch_size=4, workers=10**6), "workers is 1000000"),
+        (dict(batch_size=4, workers=True), "workers is True"),
+        (dict(batch_size=4.0), "batch_size is 4.0"),
+        (dict(batch_size=True), "batch_size is True"),
+        (dict(batch_size=1e20), "batch_size is 1e.20"),
+        (dict(batch_size=10**20), "batch_size is 10{20}"),
+        (dict(batch_size="4"), "batch_size is '4'"),
+        (dict(batch_size=4, process_count=0), "process_count is 0"),
+        (dict(batch_size=4, process_index=-1), "process_index is -1"),
+        (dict(batch_size=4, process_index=0.0), "process_index is 0.0"),
     ],
 )
 def test_a_plan_that_cannot_be(arguments, match):
@@ -238,9 +255,129 @@ def test_a_plan_that_cannot_be(arguments, match):
         BatchPlan(**arguments)
 
 
-def test_a_seed_out_of_range(source):
-    with pytest.raises(ValueError, match="seed is -1"):
-        train_batches(source, BatchPlan(2), seed=-1)
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.0, 1e20, float("nan"), True, None, "0"])
+def test_a_seed_out_of_range(source, seed):
+    with pytest.raises(ValueError, match=r"seed is .*: it must be a whole number, 0 to 4294967295"):
+        train_batches(source, BatchPlan(2), seed=seed)
+
+
+@pytest.mark.parametrize("steps", [-1, 2.5, True, 10**20, "3"])
+def test_a_number_of_steps_that_is_none(source, steps):
+    with pytest.raises(ValueError, match="steps is "):
+        train_batches(source, BatchPlan(2), seed=0, steps=steps)
+
+
+@pytest.mark.parametrize(
+    "change", [dict(step=-1), dict(step=2**62), dict(step=1.5), dict(step=True), dict(step=None), dict(seed="0")]
+)
+def test_a_state_that_is_none(source, change):
+    iterator = train_batches(source, BatchPlan(4, decode=SMALL), seed=0)
+    with pytest.raises(ValueError, match=r"(step|seed) .*batches to go on with"):
+        iterator.set_state(iterator.get_state() | change)
+    for name in ("step", "seed"):
+        with pytest.raises(ValueError, match=f"{name} .*batches to go on with.* None"):
+            iterator.set_state({key: value for key, value in iterator.get_state().items() if key != name})
+    assert iterator.get_state()["step"] == 0
+
+
+# Worker processes
+
+
+def workers_of(folder, steps=None, decode=SMALL):
+    """Batches from two worker processes, and these, once they have begun."""
+    before = set(psutil.Process().children())
+    batches = train_batches(open_source(f"folder:{folder}", "train"), BatchPlan(4, workers=2, decode=decode), 0, steps)
+    next(batches)
+    made = set(psutil.Process().children()) - before
+    return batches, [child for child in made if "spawn_main" in " ".join(child.cmdline())]
+
+
+def until_it_ends(batches):
+    deadline = time.monotonic() + 60
+    for _ in batches:
+        assert time.monotonic() < deadline, "goes on for ever"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(signal.SIGKILL, "exit code -9: killed, as where memory runs out"), (signal.SIGBUS, "-7: /dev/shm is too small")],
+)
+def test_a_worker_process_that_dies_is_one_line(folder, number, says):
+    batches, workers = workers_of(folder)
+    assert len(workers) == 2
+    workers[0].send_signal(number)
+    with pytest.raises(DataError, match=f"^a worker process that decodes images died .*{says}"):
+        until_it_ends(batches)
+    batches.close()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+@pytest.mark.slow
+def test_worker_processes_outlive_the_signals_of_an_orderly_end(folder):
+    """A cluster, or Ctrl-C, signals all processes of a job; the reader must still be able to save its state."""
+    expected = take(train_batches(open_source(f"folder:{folder}", "train"), BatchPlan(4, decode=SMALL), seed=0), 31)
+    batches, workers = workers_of(folder)
+    for worker in workers:
+        worker.send_signal(signal.SIGINT)
+        worker.terminate()
+    for batch, again in zip(take(batches, 30), expected[1:], strict=True):
+        assert_equal(batch, again)
+    del batches
+    gc.collect()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+READER = """
+import os, sys
+from test_pipeline import workers_of
+if __name__ == "__main__":
+    batches, workers = workers_of(sys.argv[1])
+    print(*[worker.pid for worker in workers], flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_do_not_outlive_their_reader(folder, tmp_path):
+    script = tmp_path / "reader.py"
+    script.write_text(READER)
+    paths = os.pathsep.join([os.path.dirname(__file__), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths}
+    result = subprocess.run(
+        [sys.executable, script, folder], stdout=subprocess.PIPE, text=True, env=environment, check=False, timeout=100
+    )
+    assert result.returncode == -9
+    workers = [int(number) for number in result.stdout.split()]
+    deadline = time.monotonic() + 20
+    while any(map(psutil.pid_exists, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(workers) == 2 and not any(map(psutil.pid_exists, workers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "says"), [("1k", "is /dev/shm full"), ("256k", "/dev/shm is too small")])
+def test_a_small_shared_memory_is_one_line(tmp_path, size, says):
+    """In a mount namespace of its own, where this system lets one make it."""
+    write_folder(tmp_path / "set", train=20, side=20)
+    script = tmp_path / "reader.py"
+    script.write_text(
+        "import sys\nfrom test_pipeline import DecodeConfig, workers_of, until_it_ends\n"
+        'if __name__ == "__main__":\n'
+        "    until_it_ends(workers_of(sys.argv[1], decode=DecodeConfig(224))[0])\n"
+    )
+    mounted = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o size={size} none /dev/shm && exec "$@"', "sh"]
+    try:
+        subprocess.run([*mounted, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no mount namespaces here")
+    paths = os.pathsep.join([os.path.dirname(__file__), os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [*mounted, sys.executable, script, tmp_path / "set"], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": paths}, timeout=100,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert re.search(rf"DataError: .*worker process.*{says}", result.stderr), result.stderr
 
 
 # Prefetching to devices
@@ -301,7 +438,7 @@ def test_a_prefetcher_stops_when_it_is_closed_or_forgotten(source):
     next(batches)
     batches.close()
     batches.close()
-    assert list(batches) == [] and not prefetch_threads()
+    assert list(batches) == [] and not prefetch_threads() and batches._ready.empty()
     batches = prefetch_to_device(train_batches(source, BatchPlan(2, decode=SMALL), seed=0), device)
     next(batches)
     del batches
@@ -318,8 +455,9 @@ def test_waiting_is_measured():
     with prefetch_to_device(slow(), jax.sharding.SingleDeviceSharding(jax.devices()[0])) as batches:
         assert [int(batch["label"][0]) for batch in batches] == [0, 1, 2]
         assert 0.1 < batches.wait_seconds < 10
-    with pytest.raises(ValueError, match="depth is 0"):
-        prefetch_to_device(iter(()), None, depth=0)
+    for depth in (0, -1, 2.0, True, 10**20):
+        with pytest.raises(ValueError, match="depth is "):
+            prefetch_to_device(iter(()), None, depth=depth)
 
 
 def test_the_local_part_of_a_sharded_batch():
@@ -339,6 +477,9 @@ class TwoProcesses:
 
 
 def test_the_local_part_with_several_processes():
+    for batch_size in (0, -8, 8.0, True, 10**20):
+        with pytest.raises(ValueError, match="batch_size is "):
+            local_part(TwoProcesses([(4, 8)]), batch_size)
     assert local_part(TwoProcesses([(4, 6), (6, 8)]), 8) == (1, 2)
     assert local_part(TwoProcesses([(4, 8), (4, 8)]), 8) == (1, 2)
     with pytest.raises(ValueError, match="are no slice of a batch"):

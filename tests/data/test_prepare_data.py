@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
 from tiny_sets import TinyBuilder, picture, prepare, write_folder
 
 from ge2mst_jax.data.decode import DataError
@@ -80,6 +82,38 @@ def test_records_that_are_missing_are_noticed(script, tmp_path):
         script.main(script.PrepareData("tiny_prepared", tmp_path))
 
 
+class TinyConfigured(TinyBuilder):
+    """A set with configs, of which TFDS takes the first where none is named."""
+
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, version="1.0.0") for name in ("plain", "other")]
+
+
+def test_a_set_with_configs_is_prepared_and_its_name_is_told(script, tmp_path, capsys):
+    script.main(script.PrepareData("tiny_configured", tmp_path))
+    name = re.search(r"ready: --data (tfds:\S+)", capsys.readouterr().out)[1]
+    assert name == "tfds:tiny_configured/plain:1.0.0"
+    assert len(open_source(name, "train", tmp_path)) == 8
+    with pytest.raises(DataError, match="has the configs plain; name one, such as tfds:tiny_configured/plain"):
+        script.main(script.PrepareData("tiny_configured", tmp_path))
+    script.main(script.PrepareData("tiny_configured/other", tmp_path))
+    assert len(open_source("tfds:tiny_configured/other", "train", tmp_path)) == 8
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "/etc", "a b", "[/x]", "mnist[:10]", "mnist:latest", "mn\nist", "a\x1b[31m"]
+)
+def test_names_that_cannot_be_are_one_line(script, tmp_path, name):
+    with pytest.raises(DataError, match=r"must be|slices") as caught:
+        script.main(script.PrepareData(name, tmp_path))
+    assert str(caught.value).isprintable() and not list(tmp_path.iterdir())
+
+
+def test_a_version_that_is_not_prepared_is_asked_of_tfds(script, tmp_path):
+    prepare(TinyPrepared, tmp_path)
+    with pytest.raises(ValueError, match=r"TFDS could not prepare tiny_prepared:2.0.0: .*2.0.0"):
+        script.main(script.PrepareData("tiny_prepared:2.0.0", tmp_path))
+
+
 def test_what_can_go_wrong_while_preparing(script, tmp_path):
     with pytest.raises(ValueError, match=r"TFDS knows no data set 'tiny_prepare' \(tiny_prepared"):
         script.main(script.PrepareData("tiny_prepare", tmp_path))
@@ -110,3 +144,6 @@ def test_the_pipelines_speed_is_measured_beside_plain_pillow(tmp_path):
     result = measure(tmp_path, 0.1, image_size=16, batch_size=4, workers=0)
     assert result["turns"] >= 1 and result["pipeline"] > 0 and result["pillow"] > 0
     assert 0.01 < result["ratio"] < 100
+    for options in (dict(seconds=0), dict(seconds=float("inf")), dict(workers=-1), dict(image_size=0.5)):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is "):
+            measure(tmp_path, **options)

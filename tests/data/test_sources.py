@@ -13,7 +13,8 @@ from tiny_sets import TinyBroken, TinyPhotos, TinySquares, idx_bytes, picture, p
 
 from ge2mst_jax.data.decode import CorruptImageError, DataError, decode_whole
 from ge2mst_jax.data.digits import load_digits
-from ge2mst_jax.data.sources import MemorySource, open_source
+from ge2mst_jax.data.source import MemorySource
+from ge2mst_jax.data.sources import open_source
 from ge2mst_jax.data.tfds_source import prepared_folder
 
 

@@ -105,9 +105,9 @@ def test_predict_refuses_in_one_line(arguments, says, capsys, tmp_path, monkeypa
 def test_predict_refuses_what_is_no_image(tmp_path):
     text = tmp_path / "text.png"
     text.write_text("not an image")
-    with pytest.raises(ValueError, match=r"text\.png is not an image that can be read"):
+    with pytest.raises(ValueError, match=r"text\.png: not a readable image \(unknown format\)"):
         predict.read_image(text, (8, 8, 1))
-    with pytest.raises(ValueError, match="no image file at"):
+    with pytest.raises(ValueError, match=r"absent\.png: can't be read \(No such file or directory\)"):
         predict.read_image(tmp_path / "absent.png", (8, 8, 1))
 
 
@@ -155,9 +155,9 @@ def test_evaluate_reads_a_run_and_a_deployed_network(run_dir, execution, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["missing"], "no checkpoint"),
+        (["missing"], "no checkpoint at missing: there is no such folder"),
         (["missing", "--execution", "training"], "dense"),
-        (["missing", "--limit", "0"], "limit is 0: it must be at least 1"),
+        (["missing", "--limit", "0"], "limit is 0: it must be a whole number, 1 to"),
     ],
 )
 def test_evaluate_refuses_in_one_line(arguments, says, capsys, tmp_path, monkeypatch):

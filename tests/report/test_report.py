@@ -1,6 +1,7 @@
 """The report: what it holds, that its page needs nothing from outside, that files are written whole."""
 
 import base64
+import html
 import json
 import re
 
@@ -8,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_networks import SHAPE, random_images, random_variables, tiny_model
 
+from ge2mst_jax.checks import one_line
 from ge2mst_jax.convert import certify, deploy
 from ge2mst_jax.data import Dataset
 from ge2mst_jax.energy import SpikeCounter, audit
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.nn import NeuronRecord
-from ge2mst_jax.report import build_report, figures, summary_table, write_report
+from ge2mst_jax.report import build_report, figures, render_page, summary_table, write_report
 
 IMAGES = random_images(8)
 LABELS = np.arange(8, dtype=np.int32) % 5
@@ -124,3 +127,35 @@ def test_levels_of_every_neuron_and_image_are_counted_once(net, monkeypatch):
 def test_network_without_attention_has_no_groups():
     model = tiny_model(stages=(("conv", 8, 1),))
     assert figures.groups_figure(deploy(model, random_variables(model), SHAPE), IMAGES[0]) is None
+
+
+ODD = ["$x_$", "\\frac{", "a\nb", "\x1b[31m\x00", "[/x]", "<b>&\"'", "a\udcff", "漢 \U0001f600", "long " * 60, "%s{}"]
+
+
+def test_names_in_figures_are_literal():
+    names = [*ODD, "a", "b"]
+    assert figures.confusion_figure(np.eye(len(names), dtype=int), names).startswith(PNG)
+    layers = [{"name": name, "mj": 1e-9, "role": "hidden"} for name in names]
+    assert figures._png(figures.energy_figure({"layers": layers})).startswith(PNG)
+    assert figures._png(figures.levels_figure({name: np.array([1, 2]) for name in names})).startswith(PNG)
+
+
+def test_a_dollar_is_drawn_as_a_dollar():
+    axes = figures.Figure().subplots()
+    figures._names(axes.set_yticks, range(2), ["$x_$", "a\nb"])
+    labels = axes.get_yticklabels()
+    assert [label.get_text() for label in labels] == ["$x_$", "a b"]
+    assert not any(label.get_parse_math() for label in labels)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_page_and_table_hold_any_name(report, name, capsys):
+    odd = report | {"dataset": report["dataset"] | {"name": name}, "training": {name: name}}
+    page = render_page(odd, {})
+    shown = one_line(name)
+    assert html.escape(f"ge2mst_nano on {shown}") in page
+    assert f"{html.escape(shown)}</td>" in page
+    assert "<b>&" not in page and all(c.isprintable() or c == "\n" for c in page)
+    Console(width=400).print(summary_table(odd))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"ge2mst_nano on {shown}" in printed and printed.encode()
