@@ -18,7 +18,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".
 FOLDERS = {"train": ("train",), "test": ("val", "test", "validation")}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
     """Image files `root/classes[label]/name`, decoded to RGB when they are read."""
 

@@ -44,7 +44,7 @@ class Source(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class MemorySource:
     """A split in memory: images `[N, H, W, 1 or 3]` uint8, labels `[N]` whole numbers in the range of `classes`.
 

@@ -109,6 +109,7 @@ def _certificate(report) -> str:
             f"{layer['spikes_compared']:,}",
             layer["spikes_differing"],
             layer["levels_differing"],
+            f"{layer['spikes_fired']:,}",
             *(
                 ("integers", "", "")
                 if layer["fraction_bits"] is None
@@ -123,13 +124,15 @@ def _certificate(report) -> str:
         "spikes compared",
         "spikes differ",
         "levels differ",
+        "spikes fired",
         "f",
         "bound",
         "headroom, bits",
     )
     return (
         f"<h2>Certificate</h2><p class='note'>Both executions ran on all {certificate['images']:,} test images; "
-        f"{certificate['spikes_compared']:,} spikes were compared one by one. Every number of a current is a "
+        f"{certificate['spikes_compared']:,} spikes were compared one by one, {certificate['spikes_fired']:,} of them "
+        f"fired by neurons. Every number of a current is a "
         f"multiple of 2<sup>-f</sup> and no sum can reach 2<sup>24-f</sup>, so every float32 addition is exact. "
         f"Network {escape(certificate['digest'][:16])}…</p>{_table(header, rows)}"
     )
@@ -174,11 +177,12 @@ def _inside(figures) -> str:
 
 
 def _audit(report) -> str:
-    rows = [(kind, sites) for kind, sites in report["audit"].items() if kind not in ("execution", "real_x_real")]
+    rows = [(kind, sites) for kind, sites in report["audit"].items() if " x " in kind]
     return (
         f"<h2>Audit</h2><p class='note'>Every product of the {escape(report['audit']['execution'])} execution's "
         "program, by the kind of its operands: a binary operand makes it a selection, a power of two a shift. "
-        f"Real × real products left: {report['audit']['real_x_real']}.</p>{_table(('operands', 'sites'), rows)}"
+        f"Real × real products left: {report['audit']['real_x_real']}; sites that break the execution's promise: "
+        f"{report['audit']['violations']}.</p>{_table(('operands', 'sites'), rows)}"
     )
 
 

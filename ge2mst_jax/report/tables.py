@@ -18,6 +18,7 @@ def summary_table(report: dict) -> Table:
     table.add_row(f"accuracy, spiking, {images}", f"{100 * accuracy['spiking']:.2f} %")
     table.add_section()
     table.add_row("spikes compared between dense and spiking", f"{certificate['spikes_compared']:,}")
+    table.add_row("of them fired by neurons", f"{certificate['spikes_fired']:,}")
     table.add_row("spikes, levels, logits that differ", differing(certificate))
     table.add_row("real × real products left", str(report["audit"]["real_x_real"]))
     table.add_section()

@@ -61,7 +61,7 @@ def test_report_holds_what_the_schema_says(report):
     assert set(report["accuracy"]) == {"training", "dense", "spiking", "change"}
     layer = report["certificate"]["layers"][1]
     assert {"name", "fraction_bits", "bound", "spikes_compared"} <= set(layer)
-    assert set(report["energy"]) == {"field", "lab", "exact"}
+    assert set(report["energy"]) == {"field", "field_each_step", "lab", "exact"}
     for energy in report["energy"].values():
         assert energy["total_mj"] == pytest.approx(sum(layer["mj"] for layer in energy["layers"]))
         assert energy["total_mj"] >= energy["stem_mj"] >= 0

@@ -1,0 +1,54 @@
+"""Counts are what runs: every accumulate of the spiking program, counted while it runs, is one that was counted."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from executed import executed_synops
+from tiny_networks import random_images, random_variables, tiny_model
+
+from ge2mst_jax import create_model
+from ge2mst_jax.convert import deploy
+from ge2mst_jax.energy import SpikeCounter
+
+#: Of a tiny network: both orders of attention's products (4 tokens of width 2, 1 and 16 of width 8), groups, strides.
+NETWORKS = {
+    "keys first": dict(head_width=2),
+    "queries first": dict(scales=("block1", "grid2")),
+    "one group of all": dict(scales=("block4", "grid4")),
+    "a stem of stride 2": dict(stem_stride=2, stem_kernel=5, scales=("block2", "grid1")),
+}
+
+
+def compare(model, shape):
+    net = deploy(model, random_variables(model, shape), shape)
+    images = random_images(1, shape)
+    counter = SpikeCounter()
+    counter.add(net(images, execution="spiking")[1])
+    executed = executed_synops(net, jnp.asarray(images))
+    for name, layer in counter.layers.items():
+        scope = name.removesuffix("/attention") if layer.role == "attention" else name
+        assert executed.pop(scope) == layer.synops > 0, name
+    assert not any(executed.values())  # and nothing else accumulates
+
+
+@pytest.mark.parametrize("code", ["1x1", "2x2", "4x1", "1x4", "2x3/1", "2x2+2,0"])
+def test_every_code_accumulates_what_is_counted(code):
+    compare(tiny_model(code), (8, 8, 2))
+
+
+@pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
+def test_every_kind_of_layer_accumulates_what_is_counted(changes):
+    compare(tiny_model("2x2", **changes), (8, 8, 2))
+
+
+@pytest.mark.slow
+def test_network_of_the_quickstart_accumulates_what_is_counted():
+    compare(create_model("ge2mst_nano", code="2x3/1"), (8, 8, 1))
+
+
+def test_a_dense_program_is_not_one_of_spikes(monkeypatch):
+    """The counter's own check: products without a spike in them are refused."""
+    net = deploy(model := tiny_model("2x2"), random_variables(model), (8, 8, 2))
+    monkeypatch.setattr(type(net), "executed", lambda self, *_: self.model.clone(execution="dense"))
+    with pytest.raises(AssertionError, match="no operand is a spike"):
+        executed_synops(net, jnp.asarray(np.full((1, 8, 8, 2), 99, np.uint8)))
