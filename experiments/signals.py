@@ -1,0 +1,54 @@
+"""Imported by every script before anything else: from then on Ctrl-C and SIGTERM end it at once, in one line.
+
+The other imports take seconds, and a KeyboardInterrupt, Python's own answer to Ctrl-C, is lost where a library's import
+or callback catches it. The trainer puts its own handlers in the place of these as long as it has something to save.
+Nothing but the standard library is imported here.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}
+_ending = threading.Lock()
+
+
+def end(number: int, frame=None) -> None:
+    """Ends this process and its workers with one line and status 128 + number; nothing can catch it."""
+    if not _ending.acquire(blocking=False):
+        return
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    if sys.stdout is not None and sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), b"\x1b[?25h")  # progress bars hide the cursor
+    os.write(2, f"{Path(sys.argv[0]).name}: {SAID[number]}\n".encode(errors="backslashreplace"))
+    os._exit(128 + number)
+
+
+def listen() -> None:
+    """Sets the handlers; a thread sees to it that they answer while the main thread is outside Python."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in SAID:
+        signal.signal(number, end)
+
+    def watch():
+        while came := os.read(reader, 1):
+            if signal.getsignal(came[0]) is end:
+                end(came[0])
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+def is_of_a_script(path: str | None) -> bool:
+    return path is not None and Path(path).resolve().parent == Path(__file__).resolve().parent
+
+
+if multiprocessing.parent_process() is not None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a worker: a terminal's Ctrl-C reaches it too, its parent ends it
+elif is_of_a_script(getattr(sys.modules["__main__"], "__file__", None)):  # not where a test imports one
+    listen()
