@@ -2,15 +2,13 @@
 
 The other imports take seconds, and a KeyboardInterrupt, Python's own answer to Ctrl-C, is lost where a library's import
 or callback catches it. The trainer puts its own handlers in the place of these as long as it has something to save.
-Nothing but the standard library is imported here.
+Nothing is imported here that takes time itself.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
-from pathlib import Path
 
 SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}
 _ending = threading.Lock()
@@ -20,11 +18,12 @@ def end(number: int, frame=None) -> None:
     """Ends this process and its workers with one line and status 128 + number; nothing can catch it."""
     if not _ending.acquire(blocking=False):
         return
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    if (processes := sys.modules.get("multiprocessing")) is not None:
+        for worker in processes.active_children():
+            worker.kill()
     if sys.stdout is not None and sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h")  # progress bars hide the cursor
-    os.write(2, f"{Path(sys.argv[0]).name}: {SAID[number]}\n".encode(errors="backslashreplace"))
+    os.write(2, f"{os.path.basename(sys.argv[0])}: {SAID[number]}\n".encode(errors="backslashreplace"))
     os._exit(128 + number)
 
 
@@ -44,11 +43,17 @@ def listen() -> None:
     threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
+def is_worker() -> bool:
+    """Whether this process is one that `multiprocessing` started: it imports its parent's script."""
+    processes = sys.modules.get("multiprocessing")
+    return processes is not None and processes.parent_process() is not None
+
+
 def is_of_a_script(path: str | None) -> bool:
-    return path is not None and Path(path).resolve().parent == Path(__file__).resolve().parent
+    return path is not None and os.path.dirname(os.path.realpath(path)) == os.path.dirname(os.path.realpath(__file__))
 
 
-if multiprocessing.parent_process() is not None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a worker: a terminal's Ctrl-C reaches it too, its parent ends it
+if is_worker():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches it too: its parent ends it
 elif is_of_a_script(getattr(sys.modules["__main__"], "__file__", None)):  # not where a test imports one
     listen()
