@@ -46,7 +46,7 @@ def listen() -> None:
 def is_worker() -> bool:
     """Whether this process is one that `multiprocessing` started: it imports its parent's script."""
     processes = sys.modules.get("multiprocessing")
-    return processes is not None and processes.parent_process() is not None
+    return processes is not None and processes.current_process().name != "MainProcess"
 
 
 def is_of_a_script(path: str | None) -> bool:

@@ -259,3 +259,17 @@ def test_signal_is_answered_while_the_main_thread_is_outside_python(tmp_path):
         finally:
             running.kill()
     assert (running.returncode, err) == (130, "script.py: interrupted\n")
+
+
+def test_workers_leave_a_terminal_s_ctrl_c_to_their_parent(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signals\nimport multiprocessing, signal\n"
+        "def say(): print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN, flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=say)\n"
+        "    say(); worker.start(); worker.join()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS)}
+    found = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "True"]
