@@ -5,11 +5,14 @@
 
 NAME is a file in experiments/configs, whose docstring says what it is, on which hardware, in which time. Every field
 of the config can be changed. Interrupted (Ctrl-C, SIGTERM, kill -9), the same command goes on from the last checkpoint.
+Exit status: 0 complete, 2 a wrong input, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
+import signals  # noqa: F401  # before all that takes time
+
+# isort: split
 import dataclasses
 import importlib
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +21,9 @@ import jax
 import tyro
 from rich.console import Console
 
+from ge2mst_jax.checks import one_line, shown
 from ge2mst_jax.train import TrainConfig, train
-from ge2mst_jax.train.command import run_command
+from ge2mst_jax.train.command import answered, run_command
 from ge2mst_jax.train.distributed import initialize
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -46,26 +50,28 @@ def load_config(name: str) -> TrainConfig:
         ValueError: an unknown name; lists the known ones.
     """
     if name not in config_names():
-        raise ValueError(f"unknown experiment {name!r}: known are {', '.join(config_names())}")
+        raise ValueError(f"unknown experiment {shown(name)}: known are {', '.join(config_names())}")
     return importlib.import_module(f"configs.{name}").CONFIG
 
 
 def main(launch: Launch) -> None:
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     initialize(launch.train)
     console = Console()
     trained = train(launch.train, launch.run_dir, console)
-    if trained.complete and trained.evaluation is not None and jax.process_index() == 0:
-        console.print(
-            f"test accuracy {100 * trained.evaluation['accuracy']:.2f} %  in {launch.run_dir}", soft_wrap=True
-        )
+    if trained.signal is not None:
+        sys.exit(128 + trained.signal)
+    if trained.evaluation is not None and jax.process_index() == 0:
+        accuracy = 100 * trained.evaluation["accuracy"]
+        found = f"test accuracy {accuracy:.2f} %  in {one_line(launch.run_dir)}"
+        console.print(found, soft_wrap=True, markup=False)
 
 
 def launch_by_name() -> None:
     """Reads NAME, then the fields."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(f"{__doc__}\nexperiments: {', '.join(config_names())}")
+        with answered():
+            print(f"{__doc__}\nexperiments: {', '.join(config_names())}")
         return
 
     def default() -> Launch:

@@ -93,5 +93,13 @@ def one_line(text) -> str:
     >>> one_line("a\\n b\\x1b[31m")
     'a b\\\\x1b[31m'
     """
-    joined = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in joined)
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: str) -> str:
+    """Text whose white space is left alone but for new lines: whatever cannot be printed is written as an escape.
+
+    >>> printable("a  b\\x1b[31m")
+    'a  b\\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -13,7 +13,8 @@
 #   --commit SHA      what to check out
 #   --run-dir DIR     an absolute path in storage that all pods share and can write; gs:// is not supported
 #   --storage S       storage attached to the cluster by `xpk storage` that holds --run-dir; may be repeated
-#   --restarts N      how often a job that was evicted or failed is started again (10)
+#   --restarts N      how often a job is started again that was evicted, stopped by a signal (it exits 130 or 143) or
+#                     killed (10); not one that exits 1 or 2, which would fail again
 #   --image I         container image with Python 3.11 and git (python:3.11)
 #   --dry-run         print the commands, run none
 #   --help            this text
@@ -21,25 +22,30 @@ set -euo pipefail
 
 cluster='' project='' zone='' workload='' tpu_type='' repo='' commit='' run_dir='' restarts=10 image=python:3.11
 storage=() dry_run=''
-configs=$(cd "$(dirname "${BASH_SOURCE[0]}")/../configs" && pwd)
+configs=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../configs" && pwd)
 
 fail() {
     echo "gke_xpk.sh: error: $*" >&2
     exit 2
 }
 
+has_value() { # option and what follows it
+    [[ ${2:-} && $2 != -* ]] || fail "$1 needs a value (one that begins with - is written ./-...)"
+}
+
 while (($#)); do
     case $1 in
-        --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit ;;
+        --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit ;;
         --dry-run) dry_run=yes && shift ;;
         --storage)
-            (($# > 1)) || fail "$1 needs a value"
+            has_value "$@"
             storage+=("--storage=$2") && shift 2
             ;;
         --cluster | --project | --zone | --workload | --tpu-type | --repo | --commit | --run-dir | --restarts | --image)
-            (($# > 1)) || fail "$1 needs a value"
+            has_value "$@"
             variable=${1#--} && printf -v "${variable//-/_}" %s "$2" && shift 2
             ;;
+        --) shift && break ;;
         -*) fail "unknown option $1 (--help lists them; options of train.py come after NAME)" ;;
         *) break ;;
     esac
@@ -48,9 +54,10 @@ for option in cluster project zone workload tpu-type repo commit run-dir; do
     variable=${option//-/_}
     [[ ${!variable} ]] || fail "--$option is missing (--help explains it)"
 done
-[[ $workload =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
+pattern='^[a-z]([a-z0-9-]*[a-z0-9])?$' # bash 3.2 takes parentheses from a variable alone
+[[ $workload =~ $pattern ]] ||
     fail "--workload is '$workload': small letters, digits and hyphens, a letter first"
-[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts is '$restarts': it must be a whole number"
+[[ $restarts =~ ^[0-9]{1,4}$ ]] || fail "--restarts is '$restarts': it must be a whole number, 0 to 9999"
 [[ $run_dir == /* ]] || fail "--run-dir is '$run_dir': it must be an absolute path in mounted storage (no gs://)"
 (($#)) || fail "no experiment: name a file of experiments/configs"
 [[ $1 =~ ^[A-Za-z0-9_]+$ && -f $configs/$1.py ]] || fail "unknown experiment '$1'"
@@ -66,8 +73,8 @@ command="$clone && $install &&$train"
 
 create=(
     xpk workload create "--cluster=$cluster" "--project=$project" "--zone=$zone" "--workload=$workload"
-    "--tpu-type=$tpu_type" --num-slices=1 "--docker-image=$image" "--max-restarts=$restarts" "${storage[@]}"
-    "--command=$command"
+    "--tpu-type=$tpu_type" --num-slices=1 "--docker-image=$image" "--max-restarts=$restarts"
+    "--restart-on-exit-codes=130,143" ${storage[@]+"${storage[@]}"} "--command=$command"
 )
 if [[ $dry_run ]]; then
     printf '%q ' "${create[@]}" && echo

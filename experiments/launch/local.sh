@@ -10,11 +10,12 @@
 #   --dry-run       print the commands, run none
 #   --help          this text
 #
-# Environment: PYTHON, the interpreter (python). SIGINT and SIGTERM reach every process, which saves and ends; the same
-# command goes on. If a process fails, the others are ended, and its status is this script's.
+# Environment: PYTHON, the interpreter (python). SIGINT and SIGTERM reach every process, which saves and ends with status
+# 130 or 143; the same command goes on, and a second SIGINT ends them at once. If a process fails, the others are ended.
+# The first status that is not 0 is this script's.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 train=$(dirname "$here")/train.py
 python=${PYTHON:-python}
 processes=2 devices=1 logs='' port='' dry_run=''
@@ -25,15 +26,22 @@ fail() {
     exit 2
 }
 
+has_value() { # option and what follows it
+    [[ ${2:-} && $2 != -* ]] || fail "$1 needs a value (one that begins with - is written ./-...)"
+}
+
 whole() { # option, value
-    [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 is '$2': it must be a whole number, at least 1"
+    if [[ ! $2 =~ ^[1-9][0-9]{0,4}$ ]] || (($2 > 65535)); then
+        fail "$1 is '$2': it must be a whole number, 1 to 65535"
+    fi
 }
 
 while (($#)); do
     case $1 in
-        --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit ;;
+        --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit ;;
         --dry-run) dry_run=yes && shift && continue ;;
-        --processes | --devices | --logs | --port) (($# > 1)) || fail "$1 needs a value" ;;
+        --processes | --devices | --logs | --port) has_value "$@" ;;
+        --) shift && break ;;
         -*) fail "unknown option $1 (--help lists them; options of train.py come after NAME)" ;;
         *) break ;;
     esac
@@ -75,12 +83,13 @@ if [[ $dry_run ]]; then
 fi
 
 mkdir -p "$logs"
-declare -A number=() # by process id
-end_all() {          # signal
+pids=() asked=''
+end_all() { # signal
     local pid
-    for pid in "${!number[@]}"; do kill -s "$1" "$pid" 2>/dev/null || true; done
+    for pid in ${pids[@]+"${pids[@]}"}; do [[ -z $pid ]] || kill -s "$1" "$pid" 2>/dev/null || true; done
 }
-trap 'end_all TERM' INT TERM
+trap 'asked=INT && end_all INT' INT
+trap 'asked=TERM && end_all TERM' TERM
 set -m # own process groups: a Ctrl-C reaches the processes once, through the trap
 for ((i = 0; i < processes; i++)); do
     command_of "$i"
@@ -89,23 +98,28 @@ for ((i = 0; i < processes; i++)); do
     else
         "${command[@]}" </dev/null >"$logs/process-$i.log" 2>&1 &
     fi
-    number[$!]=$i
+    pids[i]=$!
 done
+set +m
+[[ -z $asked ]] || end_all "$asked" # some were started after the signal
 
-failed=0 killer=''
-while ((${#number[@]})); do
-    ended='' status=0
-    wait -n -p ended "${!number[@]}" 2>/dev/null || status=$?
-    [[ ${ended:-} ]] || continue # a signal interrupted the waiting
-    which=${number[$ended]}
-    unset "number[$ended]"
-    if ((status && !failed)); then
-        failed=$status
-        echo "local.sh: process $which ended with status $status, so the others are ended (logs: $logs)" >&2
-        end_all TERM
-        (sleep "$grace_seconds" && end_all KILL) &
-        killer=$!
-    fi
+# bash 3.2, which macOS has, cannot wait for whichever process ends first.
+left=$processes first=0 deadline=''
+while ((left)); do
+    for ((i = 0; i < processes; i++)); do
+        if [[ -z ${pids[i]} ]] || kill -0 "${pids[i]}" 2>/dev/null; then continue; fi
+        status=0
+        wait "${pids[i]}" || status=$?
+        pids[i]='' left=$((left - 1))
+        if ((status && !first)); then
+            first=$status
+            [[ -z $asked ]] || continue
+            echo "local.sh: process $i ended with status $status, so the others are ended (logs: $logs)" >&2
+            end_all TERM
+            ((status == 130 || status == 143)) || deadline=$((SECONDS + grace_seconds))
+        fi
+    done
+    [[ -z $deadline ]] || ((SECONDS < deadline)) || end_all KILL
+    ((!left)) || sleep 0.1
 done
-[[ -z $killer ]] || kill -- -"$killer" 2>/dev/null || true
-exit "$failed"
+exit "$first"

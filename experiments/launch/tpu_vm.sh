@@ -18,11 +18,15 @@
 set -euo pipefail
 
 tpu='' zone='' repo='' commit='' run_dir='' project='' create='' runtime=v2-alpha-tpuv5-lite spot='' dry_run=''
-configs=$(cd "$(dirname "${BASH_SOURCE[0]}")/../configs" && pwd)
+configs=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../configs" && pwd)
 
 fail() {
     echo "tpu_vm.sh: error: $*" >&2
     exit 2
+}
+
+has_value() { # option and what follows it
+    [[ ${2:-} && $2 != -* ]] || fail "$1 needs a value (one that begins with - is written ./-...)"
 }
 
 run() {
@@ -35,13 +39,14 @@ run() {
 
 while (($#)); do
     case $1 in
-        --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit ;;
+        --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}" && exit ;;
         --dry-run) dry_run=yes && shift && continue ;;
         --spot) spot=yes && shift && continue ;;
         --tpu | --zone | --repo | --commit | --run-dir | --project | --create | --runtime)
-            (($# > 1)) || fail "$1 needs a value"
+            has_value "$@"
             variable=${1#--} && printf -v "${variable//-/_}" %s "$2" && shift 2
             ;;
+        --) shift && break ;;
         -*) fail "unknown option $1 (--help lists them; options of train.py come after NAME)" ;;
         *) break ;;
     esac

@@ -1,16 +1,33 @@
-"""What every script shares: a frozen dataclass becomes a command line; a wrong input becomes one line and status 2."""
+"""What every script shares: a frozen dataclass becomes a command line; what a person did or met becomes one line."""
 
+import contextlib
+import io
+import logging
 import os
+import re
 import sys
+import threading
 
+import jax
 import tyro
+
+from ge2mst_jax.checks import one_line, printable
+
+#: What libraries raise as a RuntimeError though it is no fault of the program: a pattern, and what to say of it.
+MET = (
+    (r"RESOURCE_EXHAUSTED", "out of memory: a smaller batch_size needs less, or accumulate, or remat"),
+    (r"Unable to initialize backend|Unknown backend", "JAX_PLATFORMS must name what this machine has, such as cpu"),
+    (r"Worker process was terminated", "a worker died, as with little memory or a small /dev/shm: try fewer workers"),
+    (r"Gloo|UNAVAILABLE|DEADLINE_EXCEEDED", "another process of this run is gone: its own log says why"),
+)
 
 
 def run_command(main, options, default=None, arguments=None) -> None:
     """Parses `options` (a dataclass) from the command line and calls `main(options)`.
 
-    Exit status: 0, or 2 after one line about a wrong input (`GE2MST_TRACEBACK=1` shows where it was raised), or 130
-    after an interruption.
+    Exit status: 0; 2 after one line about what a person gave or met (`GE2MST_TRACEBACK=1` shows where it was raised,
+    and what libraries log of it); 130 after an interruption; 141 where the reader of its output went away; 1 after the
+    traceback of a fault of the program.
 
     Args:
         main: from an instance of `options` to nothing.
@@ -18,15 +35,108 @@ def run_command(main, options, default=None, arguments=None) -> None:
         default: makes the instance whose fields the command line changes; the dataclass's own defaults if none.
         arguments: the command line's, if not all of them.
     """
-    try:
+    with answered():
+        texts = [check_argument(text) for text in (sys.argv[1:] if arguments is None else arguments)]
         made = {} if default is None else {"default": default()}
-        main(tyro.cli(options, args=arguments, config=(tyro.conf.FlagConversionOff,), **made))
-    except (ValueError, OSError) as error:
-        if os.environ.get("GE2MST_TRACEBACK"):
-            raise
-        line = " ".join(str(error).split()) or type(error).__name__
-        print(f"{os.path.basename(sys.argv[0])}: error: {line}", file=sys.stderr)
-        sys.exit(2)
+        main(parse(options, texts, made))
+
+
+@contextlib.contextmanager
+def answered():
+    """Ends the process with a status and one line where what it runs raises something that a person can cause."""
+    shows = bool(os.environ.get("GE2MST_TRACEBACK"))
+    try:
+        with contextlib.nullcontext() if shows else quiet():
+            yield
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        end("interrupted", 130)
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):  # rich's SystemExit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
+            sys.exit(141)
+        line = told(error)
+        if line is None or shows:
+            raise
+        end(f"error: {line}", 2)
+
+
+def end(line: str, status: int) -> None:
+    print(f"{one_line(os.path.basename(sys.argv[0]))}: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def told(error: BaseException) -> str | None:
+    """What a person gave or met, in one line; `None` for a fault of the program, which is to show its traceback.
+
+    >>> told(ValueError("epochs is 0:\\n it must be above 0")), told(TypeError("not callable"))
+    ('epochs is 0: it must be above 0', None)
+    """
+    line = one_line(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"{MET[0][1]} ({line})"
+    if isinstance(error, AssertionError):  # JAX's, without a word, where JAX_PLATFORMS names absent GPUs
+        return None if has_devices() else f"{MET[1][1]} (it is {os.environ.get('JAX_PLATFORMS')})"
+    if isinstance(error, RuntimeError):
+        return next((f"{says} ({line})" for pattern, says in MET if re.search(pattern, line)), None)
+    return line if isinstance(error, ValueError | OSError) else None
+
+
+def has_devices() -> bool:
+    try:
+        return bool(jax.devices())
+    except (AssertionError, RuntimeError):
+        return False
+
+
+def check_argument(text: str) -> str:
+    """An argument of the command line, with `~` at the beginning of its value as the home that it stands for.
+
+    Raises:
+        ValueError: it is no UTF-8, or there is no such home.
+    """
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"the argument {one_line(text)} is no UTF-8: name files and folders in UTF-8")
+    option, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
+    if not value.startswith("~"):
+        return text
+    home = os.path.expanduser(value)
+    if home == value:
+        raise ValueError(f"{one_line(text)}: there is no such user; write ./~ for a name that begins with ~")
+    return option + equals + home
+
+
+def parse(options, texts, made):
+    """The instance that the command line makes; what tyro says to a wrong one is printed without control characters."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=texts, config=(tyro.conf.FlagConversionOff,), **made)
+    finally:
+        print(*map(printable, said.getvalue().split("\n")), sep="\n", end="", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def quiet():
+    """One voice: the tracebacks that libraries log, or their threads die of, are of errors that are raised here too.
+
+    Their records with a traceback are dropped; all others from WARNING on are printed.
+    """
+    logging.basicConfig(level=logging.WARNING)
+    handlers, of_thread, of_object = logging.getLogger().handlers[:], threading.excepthook, sys.unraisablehook
+    for handler in handlers:
+        handler.addFilter(own_or_plain)
+        if type(handler) is logging.StreamHandler:  # not what a test listens with
+            handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    threading.excepthook = lambda found: None if told(found.exc_value) else of_thread(found)
+    sys.unraisablehook = lambda found: None if told(found.exc_value) else of_object(found)
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = of_thread, of_object
+        for handler in handlers:
+            handler.removeFilter(own_or_plain)
+
+
+def own_or_plain(record: logging.LogRecord) -> bool:
+    return not record.exc_info or record.name.startswith("ge2mst_jax")

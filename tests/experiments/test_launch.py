@@ -1,5 +1,6 @@
 """The launchers: what they would run, what they refuse, and several processes on this host."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -22,8 +23,12 @@ GKE = (
 ).split()
 
 
+#: A bash 3.2, which macOS has; where there is one, every test of the launchers runs under it.
+BASH = os.environ.get("BASH_3_2")
+
+
 def launch(script, *arguments, **options):
-    command = [str(LAUNCH / script), *map(str, arguments)]
+    command = [*([BASH] if BASH else []), str(LAUNCH / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, **options)
 
 
@@ -60,15 +65,24 @@ def test_help_lists_every_option(script):
         ("local.sh", [], "no experiment"),
         ("local.sh", ["nope"], "unknown experiment 'nope'"),
         ("local.sh", ["../configs/digits"], "unknown experiment '../configs/digits'"),
-        ("local.sh", ["--processes", "0", "digits"], "--processes is '0': it must be a whole number, at least 1"),
+        ("local.sh", ["--processes", "0", "digits"], "--processes is '0': it must be a whole number, 1 to 65535"),
+        ("local.sh", ["--port", "70000", "digits"], "--port is '70000': it must be a whole number, 1 to 65535"),
+        ("local.sh", ["--processes", "9" * 30, "digits"], "--processes is '999999999999999999999999999999'"),
+        ("local.sh", ["--logs", "--processes", "3", "digits"], "--logs needs a value"),
+        ("local.sh", ["--logs", "", "digits"], "--logs needs a value"),
+        ("local.sh", ["--"], "no experiment"),
         ("local.sh", ["--devices"], "--devices needs a value"),
         ("local.sh", ["--steps", "3", "digits"], "unknown option --steps"),
         ("tpu_vm.sh", ["digits"], "--tpu is missing"),
+        ("tpu_vm.sh", ["--tpu", "--zone", "z", "digits"], "--tpu needs a value"),
+        ("tpu_vm.sh", [*TPU_VM, "--run-dir", "-x", "digits"], "--run-dir needs a value"),
         ("tpu_vm.sh", [*TPU_VM, "nope"], "unknown experiment 'nope'"),
         ("tpu_vm.sh", [*TPU_VM, "--run-dir", "gs://bucket/run", "digits"], "--run-dir is 'gs://bucket/run'"),
         ("tpu_vm.sh", [*TPU_VM, "--spot", "digits"], "--spot goes with --create"),
         ("gke_xpk.sh", ["digits"], "--cluster is missing"),
         ("gke_xpk.sh", GKE, "no experiment"),
+        ("gke_xpk.sh", [*GKE, "--storage", "--image", "i", "digits"], "--storage needs a value"),
+        ("gke_xpk.sh", [*GKE, "--restarts", "1" * 30, "digits"], "--restarts is '1"),
         ("gke_xpk.sh", [*GKE, "--workload", "Job_1", "digits"], "--workload is 'Job_1'"),
         ("gke_xpk.sh", [*GKE, "--run-dir", "gs://bucket/run", "digits"], "--run-dir is 'gs://bucket/run'"),
         ("gke_xpk.sh", [*GKE, "digits", "--data-dir", "it's"], "a quote in an option"),
@@ -79,6 +93,56 @@ def test_wrong_input_is_refused_in_one_line(script, arguments, says, tmp_path):
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr.startswith(f"{script}: error: {says}" if "'s" not in says else f"{script}: error: ")
     assert len(found.stderr.splitlines()) == 1
+
+
+#: What bash 3.2 does not have, or takes otherwise.
+NEWER = {
+    r"\bdeclare -[A-Za-z]*[Agnlu]|\blocal -[Anlu]": "associative arrays, name references, case",
+    r"\bwait -[npf]": "waiting for any process",
+    r"\$\{[^}]*@[QEPAKak]\}": "transformations",
+    r"\$\{[^}]*(,,?|\^\^?)\}": "case of a value",
+    r"\b(mapfile|readarray|coproc)\b": "built-ins",
+    r"&>>|\|&|;;?&": "redirections and case ends",
+    r"=~ [^$'\"]*\(": "parentheses in a regular expression that is no variable",
+    r"\$\{?(BASHPID|EPOCH\w+|SRANDOM)|%\([^)]*\)T": "variables and times",
+    r"(?<!\+)\"\$\{(storage|pids)\[@\]\}\"": "an empty array under set -u",
+    r"\[-\d+\]": "negative indices",
+    r"printf -v \S*\[": "printf into an array",
+    r"\b(realpath|readlink -f|timeout|tac)\b|\bsed (-i|-r)|[^;]\}'": "GNU's tools",
+    r"(?<!CDPATH='' )\bcd \"": "CDPATH",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_nothing_newer_than_bash_3_2(script):
+    lines = (LAUNCH / script).read_text().splitlines()
+    code = [line.partition(" # ")[0] for line in lines if not line.lstrip().startswith("#")]
+    found = [(line, what) for line in code for pattern, what in NEWER.items() if re.search(pattern, line)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "declare -A number=()", 'wait -n -p ended "$1"', "echo ${x@Q}", "echo ${x,,}", "mapfile -t a", "a &>>b",
+        "[[ $x =~ ^[a-z](b)?$ ]]", 'f "${storage[@]}"', "echo ${a[-1]}", "printf -v 'a[1]' x", "readlink -f a",
+        'here=$(cd "$(dirname a)" && pwd)', "sed -n '2,/^set /{p}'",
+    ],
+)  # fmt: skip
+def test_what_is_newer_is_found(line):
+    assert any(re.search(pattern, line) for pattern in NEWER)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_cdpath_misleads_nobody(script, tmp_path):
+    (tmp_path / "experiments/launch").mkdir(parents=True)
+    (tmp_path / "experiments/configs").mkdir()
+    arguments = {"local.sh": [], "tpu_vm.sh": TPU_VM, "gke_xpk.sh": GKE}[script]
+    found = subprocess.run(
+        [*([BASH] if BASH else []), f"experiments/launch/{script}", "--dry-run", *arguments, "--", "digits"],
+        cwd=ROOT, env=os.environ | {"CDPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 def test_local_would_start_every_process(tmp_path):
@@ -120,6 +184,7 @@ def test_gke_would_submit_one_workload(tmp_path):
     (words,) = dry_run("gke_xpk.sh", *GKE, "--storage", "nfs", "imagenet_s", "--data-dir", "/mnt/d", cwd=tmp_path)
     assert words[:3] == ["xpk", "workload", "create"]
     expected = ["--cluster=c", "--tpu-type=v5litepod-16", "--storage=nfs", "--max-restarts=10", "--workload=job-1"]
+    expected += ["--restart-on-exit-codes=130,143"]
     assert set(expected) <= set(words)
     assert words[-1].startswith("--command=git clone https://host/code.git ge2mst_jax && cd ge2mst_jax && ")
     train = "exec python experiments/train.py imagenet_s --data-dir /mnt/d --run-dir /mnt/runs/s --coordinator auto"
@@ -155,27 +220,44 @@ def test_local_hands_on_a_failure_and_ends_the_others(tmp_path):
     assert (tmp_path / "runs/digits.logs/process-1.log").read_text() == "broken\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_local_hands_on_a_signal_and_waits_for_an_orderly_end(number, tmp_path):
-    body = (
-        "trap 'echo saved $JAX_PROCESS_ID; exit 0' TERM; echo ready >ready-$JAX_PROCESS_ID; while :; do sleep 0.1; done"
-    )
+@contextlib.contextmanager
+def started(folder, body):
+    """local.sh with two stubs that are ready, ended at the exit."""
     # A shell that starts tests in the background lets them ignore SIGINT, which bash could not trap then.
-    command = ["env", "--default-signal=INT,TERM", str(LAUNCH / "local.sh"), "--logs", "logs", "digits"]
+    command = ["env", "--default-signal=INT,TERM", *([BASH] if BASH else []), str(LAUNCH / "local.sh")]
+    ready = "echo ready >ready-$JAX_PROCESS_ID; while :; do sleep 0.1; done"
     with subprocess.Popen(
-        command, cwd=tmp_path, env=stub(tmp_path, body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
+        [*command, "--logs", "logs", "digits"], cwd=folder, env=stub(folder, f"{body}; {ready}"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
         deadline = time.monotonic() + 50
         try:
-            while not all((tmp_path / f"ready-{i}").exists() for i in (0, 1)):
+            while not all((folder / f"ready-{i}").exists() for i in (0, 1)):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-            running.send_signal(number)
-            out, err = running.communicate(timeout=50)
+            yield running
         finally:
             running.kill()
-    assert (running.returncode, out, err) == (0, "saved 0\n", "")
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "TERM"), (signal.SIGINT, "INT")])
+def test_local_hands_on_a_signal_and_waits_for_an_orderly_end(number, name, tmp_path):
+    body = f"trap 'sleep 0.5; echo saved $JAX_PROCESS_ID; exit {128 + number}' {name}"
+    with started(tmp_path, body) as running:
+        running.send_signal(number)
+        out, err = running.communicate(timeout=50)
+    assert (running.returncode, out, err) == (128 + number, "saved 0\n", "")
     assert (tmp_path / "logs/process-1.log").read_text() == "saved 1\n"
+
+
+def test_local_ends_in_order_when_one_process_is_told_to(tmp_path):
+    body = "trap 'sleep $JAX_PROCESS_ID; echo saved; exit 143' TERM; echo $$ >pid-$JAX_PROCESS_ID"
+    with started(tmp_path, body) as running:
+        os.kill(int((tmp_path / "pid-0").read_text()), signal.SIGTERM)
+        out, err = running.communicate(timeout=50)
+    assert (running.returncode, out) == (143, "saved\n")
+    assert err == "local.sh: process 0 ended with status 143, so the others are ended (logs: logs)\n"
+    assert (tmp_path / "logs/process-1.log").read_text() == "saved\n"
 
 
 @pytest.mark.slow
