@@ -1,6 +1,8 @@
 """What every script shares: a frozen dataclass becomes a command line; what a person did or met becomes one line."""
 
+import atexit
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -79,6 +81,8 @@ def told(error: BaseException) -> str | None:
         return None if has_devices() else f"{MET[1][1]} (it is {os.environ.get('JAX_PLATFORMS')})"
     if isinstance(error, RuntimeError):
         return next((f"{says} ({line})" for pattern, says in MET if re.search(pattern, line)), None)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        return f"{line}: the run's disk is full, or /dev/shm, of which fewer workers need less"
     return line if isinstance(error, ValueError | OSError) else None
 
 
@@ -123,19 +127,32 @@ def quiet():
     Their records with a traceback are dropped; all others from WARNING on are printed.
     """
     logging.basicConfig(level=logging.WARNING)
-    handlers, of_thread, of_object = logging.getLogger().handlers[:], threading.excepthook, sys.unraisablehook
+    handlers, before = logging.getLogger().handlers[:], (threading.excepthook, sys.unraisablehook, sys.excepthook)
     for handler in handlers:
         handler.addFilter(own_or_plain)
         if type(handler) is logging.StreamHandler:  # not what a test listens with
             handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    threading.excepthook = lambda found: None if told(found.exc_value) else of_thread(found)
-    sys.unraisablehook = lambda found: None if told(found.exc_value) else of_object(found)
+    hush(*before)
     try:
         yield
+    except (ValueError, OSError, RuntimeError):
+        atexit.register(hush, *before)  # files that cannot be closed complain at the very end
+        raise
     finally:
-        threading.excepthook, sys.unraisablehook = of_thread, of_object
+        threading.excepthook, sys.unraisablehook, sys.excepthook = before
         for handler in handlers:
             handler.removeFilter(own_or_plain)
+
+
+def hush(of_thread, of_object, of_main) -> None:
+    """Hooks that leave out what is told anyway, and TensorStore's callback into a loop that Orbax has closed."""
+
+    def is_told(error):
+        return told(error) is not None or "Event loop is closed" in str(error)
+
+    threading.excepthook = lambda found: None if is_told(found.exc_value) else of_thread(found)
+    sys.unraisablehook = lambda found: None if is_told(found.exc_value) else of_object(found)
+    sys.excepthook = lambda kind, error, trace: None if is_told(error) else of_main(kind, error, trace)
 
 
 def own_or_plain(record: logging.LogRecord) -> bool:

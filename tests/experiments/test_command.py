@@ -53,6 +53,7 @@ WORKER = "Worker process was terminated unexpectedly with exit code -7."
         (ValueError("[/x] \x1b[31m"), 2, r"error: [/x] \x1b[31m"),
         (ValueError(), 2, "error: ValueError"),
         (PermissionError(13, "Permission denied", "a"), 2, "error: [Errno 13] Permission denied: 'a'"),
+        (OSError(28, "No space left on device"), 2, "device: the run's disk is full, or /dev/shm, of which fewer"),
         (MemoryError(), 2, "error: out of memory: a smaller batch_size needs less"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 2, "error: out of memory"),
         (RuntimeError(BACKEND), 2, "error: JAX_PLATFORMS must name what this machine has, such as cpu (Unable"),
