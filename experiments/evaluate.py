@@ -7,6 +7,9 @@ accuracy and energy (of the spiking execution, whatever was run: the spikes are 
 confusion.png beside the checkpoint, or into --out.
 """
 
+import signals  # noqa: F401  # before all that takes time
+
+# isort: split
 import dataclasses
 import itertools
 import json

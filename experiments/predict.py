@@ -3,6 +3,9 @@
 python experiments/predict.py --checkpoint runs/quickstart/checkpoint IMAGE [IMAGE ...]
 """
 
+import signals  # noqa: F401  # before all that takes time
+
+# isort: split
 import dataclasses
 from pathlib import Path
 from typing import Literal

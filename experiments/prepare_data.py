@@ -9,6 +9,9 @@ label and decodes its image. A set that is already there is only counted and ver
 the set is read.
 """
 
+import signals  # noqa: F401  # before all that takes time
+
+# isort: split
 import dataclasses
 import difflib
 from pathlib import Path

@@ -16,7 +16,7 @@ import pytest
 from ge2mst_jax.train.command import check_argument, run_command
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-SCRIPTS = ("train.py", "bench.py")
+SCRIPTS = sorted(path.name for path in EXPERIMENTS.glob("*.py") if path.name != "signals.py")
 TRAIN = [sys.executable, str(EXPERIMENTS / "train.py"), "digits"]
 
 
