@@ -17,7 +17,7 @@ DTYPES = ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8", 
 def random_array(dtype, shape, seed=0):
     dtype = jnp.dtype(dtype)
     raw = np.random.default_rng(seed).bytes(dtype.itemsize * int(np.prod(shape)))
-    if dtype == bool:
+    if dtype.kind == "b":
         return (np.frombuffer(raw, np.uint8) % 2).astype(bool).reshape(shape)
     return np.frombuffer(raw, dtype).reshape(shape)
 
