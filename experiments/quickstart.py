@@ -9,6 +9,7 @@ test image that its dense and its spiking execution are equal bit for bit, count
 
 import contextlib
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ge2mst_jax.convert import certify, deploy, save_net
-from ge2mst_jax.data import load_digits
+from ge2mst_jax.data import load_digits, open_source
 from ge2mst_jax.energy import SpikeCounter, audit
 from ge2mst_jax.report import build_report, summary_table, write_report
 from ge2mst_jax.train import TrainConfig, as_json, read_metrics, train
@@ -91,13 +92,16 @@ def main(options: Quickstart) -> None:
     phases = Phases(console)
     start = time.perf_counter()
     trained = train(config, options.run_dir, console)
-    if not trained.complete:
-        return
+    if trained.signal is not None:
+        sys.exit(128 + trained.signal)
     phases.seconds["train"] = round(time.perf_counter() - start, 2)
     state, model, input_code = trained.state, trained.setup.model, config.input_code
     with phases.progress:
         with phases.phase("convert", 1):
-            net = deploy(model, state.ema, data.image_shape, (data.train_images, data.train_labels))
+            classes = list(open_source(config.data, "test").classes)
+            about = {"data": config.data, "classes": classes, "decode": None}  # in memory: nothing is decoded
+            calibration = data.train_images, data.train_labels
+            net = deploy(model, state.ema, data.image_shape, calibration, about=about)
         with phases.phase("certify", len(data.test_images)) as advance:
             certificate = certify(net, data.test_images, data.test_labels, batch_size=120, progress=advance)
         with phases.phase("count", len(data.test_images)) as advance:

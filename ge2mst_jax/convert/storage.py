@@ -1,83 +1,176 @@
 """Deployed networks on disk: one Orbax checkpoint with both networks' parameters and all that rebuilds them."""
 
 import dataclasses
+import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
+from ge2mst_jax.checkpoint import METADATA, CheckpointError, check_path, load_arrays, read_seal, reason, seal
+from ge2mst_jax.checks import one_line
 from ge2mst_jax.convert.certificate import CertificateError, check_network
 from ge2mst_jax.convert.deploy import DeployedNet
 from ge2mst_jax.convert.fixed_point import CurrentFormat
 from ge2mst_jax.models import create_model, model_fields
 
-SCHEMA = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is not there, not ours, or damaged; the message names it."""
+SCHEMA = 2
 
 
 def save_net(path, net: DeployedNet, model_name: str) -> None:
     """Writes a deployed network and the training network that it came from; whole or not at all.
 
+    It is written beside `path` and takes its place by two renames; `load_net` knows what may lie between them, so that
+    the old network or the new one can be loaded whenever this is killed.
+
     Args:
-        path: of the checkpoint, a folder; replaced if it is there.
+        path: of the checkpoint, a folder; a deployed network that is there is replaced.
         net: from `deploy`.
         model_name: as `create_model` knows it.
+
+    Raises:
+        CheckpointError: something else is at `path`, or it cannot be written.
+        ValueError: `net.about` holds what JSON cannot.
     """
-    about = {
-        "schema": SCHEMA,
-        "model": {"name": model_name, "fields": model_fields(net.model)},
-        "image_shape": list(net.image_shape),
-        "digest": net.digest,
-        "formats": [dataclasses.asdict(f) for f in net.formats],
-    }
-    arrays = {"training": net.source, "deployed": net.params}
-    ocp.save(Path(path).resolve(), jax.tree.map(np.asarray, arrays), overwrite=True, custom_metadata=about)
+    path = check_path(path)
+    arrays = {"deployed": _plain(net.params)} | ({} if net.source is None else {"training": _plain(net.source)})
+    about = seal(
+        {
+            "schema": SCHEMA,
+            "model": {"name": model_name, "fields": model_fields(net.model)},
+            "image_shape": list(net.image_shape),
+            "digest": net.digest,
+            "formats": [dataclasses.asdict(f) for f in net.formats],
+            "about": net.about,
+            "arrays": jax.tree.map(describe, arrays),
+        }
+    )
+    old, new = _beside(path, "old"), _beside(path, "new")
+    try:
+        _recover(path)
+        if path.exists() and not _may_be_replaced(path):
+            raise CheckpointError(
+                f"{one_line(path)} is no deployed network that can be read: it is not replaced; move it, or give "
+                "another path"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.iterdir():  # by saves that were killed
+            if left.name == old.name or left.name.startswith(new.name):
+                shutil.rmtree(left)
+        ocp.save(new, arrays, custom_metadata=about)
+        _sync(new)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        _sync(path.parent, deep=False)
+        shutil.rmtree(old, ignore_errors=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise whatever their writers meet
+        raise CheckpointError(f"the checkpoint {one_line(path)} cannot be written: {reason(error)}") from error
 
 
 def load_net(path) -> DeployedNet:
-    """Reads what `save_net` wrote and checks every number and the digest.
+    """Reads what `save_net` wrote and checks every number, every digest and the definition.
 
     Raises:
         CheckpointError: no checkpoint at `path`, another program's, or a damaged one.
     """
-    path = Path(path).resolve()
+    path = check_path(path)
+    if not path.is_dir() and _beside(path, "old").is_dir():
+        path = _beside(path, "old")  # a save was killed between its two renames
     if not path.is_dir():
         raise CheckpointError(
-            f"no checkpoint at {path}: give the folder that a run wrote, e.g. runs/quickstart/checkpoint"
+            f"no checkpoint at {one_line(path)}: give the folder that a run wrote, e.g. runs/quickstart/checkpoint"
         )
-    try:
-        about = ocp.metadata(path).custom_metadata or {}
-        arrays = jax.tree.map(np.asarray, ocp.load(path, _abstract(path)))
-    except Exception as error:  # Orbax and TensorStore raise whatever their readers meet
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {first_line(error)}") from error
+    if not (path / METADATA).exists():
+        raise CheckpointError(f"{one_line(path)} is not one of a deployed network: it has no {METADATA}")
+    about = read_seal(path)
     if about.get("schema") != SCHEMA:
-        raise CheckpointError(f"the checkpoint {path} is not one of a deployed network (schema {SCHEMA})")
-    net = DeployedNet(
-        create_model(about["model"]["name"], **about["model"]["fields"]),
-        arrays["deployed"],
-        tuple(
-            CurrentFormat(tuple(f["parts"]), tuple(f["readers"]), f["fraction_bits"], f["bound"])
-            for f in about["formats"]
-        ),
-        tuple(about["image_shape"]),
-        about["digest"],
-        arrays["training"],
-    )
+        raise CheckpointError(f"the checkpoint {one_line(path)} is not one of a deployed network (schema {SCHEMA})")
+    arrays = _load(path, about["arrays"])
     try:
+        net = DeployedNet(
+            create_model(about["model"]["name"], **about["model"]["fields"]),
+            arrays["deployed"],
+            tuple(
+                CurrentFormat(tuple(f["parts"]), tuple(f["readers"]), f["fraction_bits"], f["bound"])
+                for f in about["formats"]
+            ),
+            tuple(about["image_shape"]),
+            about["digest"],
+            arrays.get("training"),
+            about["about"],
+        )
         check_network(net)
-    except (CertificateError, KeyError) as error:
-        raise CheckpointError(f"the checkpoint {path} is damaged: {first_line(error)}") from error
+    except CertificateError as error:
+        raise CheckpointError(f"the checkpoint {one_line(path)} is damaged: {reason(error)}") from error
+    except (KeyError, TypeError, ValueError) as error:  # what was written is whole: another version wrote it
+        raise CheckpointError(
+            f"the checkpoint {one_line(path)} is of another version of this package: {reason(error)}"
+        ) from error
     return net
 
 
-def _abstract(path):
-    """Shapes to load into, on the host: a checkpoint is read the same on any machine."""
-    return jax.tree.map(lambda m: np.empty(m.shape, m.dtype) if hasattr(m, "shape") else m, ocp.metadata(path).metadata)
+def describe(array: np.ndarray) -> dict:
+    """Type, shape and SHA-256 of an array.
+
+    >>> describe(np.zeros(2, np.float32))["shape"], describe(np.zeros(2))["sha256"] == describe(np.ones(2))["sha256"]
+    ([2], False)
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
 
 
-def first_line(error) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _load(path: Path, expected):
+    """The arrays that `expected` describes, on the host: a checkpoint is read the same on any machine."""
+
+    def described(node) -> bool:
+        return "sha256" in node
+
+    abstract = jax.tree.map(lambda d: np.empty(d["shape"], jnp.dtype(d["dtype"])), expected, is_leaf=described)
+    arrays = jax.tree.map(np.asarray, load_arrays(path, abstract))
+    for name, array in traverse_util.flatten_dict(arrays, sep="/").items():
+        if describe(array) != traverse_util.flatten_dict(expected, sep="/", is_leaf=lambda _, d: described(d))[name]:
+            raise CheckpointError(f"the checkpoint {one_line(path)} is damaged: {name} is not what was written")
+    return arrays
+
+
+def _plain(tree) -> dict:
+    """Dicts of arrays on the host, of any kind of mapping."""
+    return traverse_util.unflatten_dict({path: np.asarray(a) for path, a in traverse_util.flatten_dict(tree).items()})
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """An empty folder, or a deployed network."""
+    if path.is_dir() and not any(path.iterdir()):
+        return True
+    try:
+        return "formats" in read_seal(path)
+    except CheckpointError:
+        return False
+
+
+def _recover(path: Path) -> None:
+    """Puts the old network back where a save was killed between its two renames."""
+    if not path.exists() and _beside(path, "old").is_dir():
+        _beside(path, "old").rename(path)
+
+
+def _sync(folder: Path, deep: bool = True) -> None:
+    """Until a folder, and what it holds if `deep`, is on the disk."""
+    for name in [folder, *(folder.rglob("*") if deep else ())]:
+        file = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)

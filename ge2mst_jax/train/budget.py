@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import check_number
 from ge2mst_jax.nn import NeuronRecord
 
 
@@ -54,6 +55,8 @@ def penalty(state: BudgetState, budget: float, gain: float):
     The proportional half is the gradient of `gain·budget/2·e²`: it pulls towards the budget from both sides; the
     integral removes the error that a steady pull leaves.
     """
+    check_number("budget", budget, 0, 8, above=True)
+    check_number("gain", gain, 0, 1e6)
     return gain * (relative_error(state, budget) + state.integral)
 
 
@@ -67,6 +70,9 @@ def steer(state: BudgetState, rate, budget: float, smoothing: float = 0.9, pace:
     >>> float(state.rate), float(state.integral)
     (0.6000000238418579, 0.0020000000949949026)
     """
+    check_number("budget", budget, 0, 8, above=True)
+    check_number("smoothing", smoothing, 0, 1)
+    check_number("pace", pace, 0, 1)
     state = state._replace(rate=jnp.where(state.rate < 0, rate, smoothing * state.rate + (1 - smoothing) * rate))
     error = jnp.clip(relative_error(state, budget), -0.2, 0.2)
     return state._replace(integral=state.integral + pace * error)
@@ -78,5 +84,6 @@ def calibrate(state: BudgetState, averaged_rate, rate, smoothing: float = 0.8) -
     >>> float(calibrate(init_budget(), jnp.array(0.6), jnp.array(0.5), smoothing=0.0).ratio)
     1.2000000476837158
     """
+    check_number("smoothing", smoothing, 0, 1)
     measured = averaged_rate / jnp.maximum(rate, 1e-6)
     return state._replace(ratio=smoothing * state.ratio + (1 - smoothing) * measured)

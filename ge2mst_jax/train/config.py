@@ -4,13 +4,37 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from ge2mst_jax.checks import check_choice, check_number, check_whole, one_line, shown
 from ge2mst_jax.data.augment import AugmentConfig
 from ge2mst_jax.data.decode import DecodeConfig
+from ge2mst_jax.data.sources import ON_CORRUPT
 from ge2mst_jax.models import REMAT
+from ge2mst_jax.nn import NEURONS
 
-_AT_LEAST_ONE = ("batch_size", "accumulate", "keep", "prefetch", "mesh_model", "log_every_steps")
-_AT_LEAST_ZERO = ("warmup_epochs", "weight_decay", "workers", "final_learning_rate", "fsdp_min_elements")
-_ABOVE_ZERO = ("base_learning_rate", "budget_gain", "clip_norm", "eval_every_epochs", "checkpoint_every_epochs")
+DTYPES = ("float32", "bfloat16")
+
+_MOST = 2**31 - 1  # steps are counted in int32
+
+#: Fields that are whole numbers: the smallest and the largest.
+_WHOLE = dict(
+    workers=(0, 1024), prefetch=(1, 1024), steps=(1, _MOST), batch_size=(1, 2**24), accumulate=(1, 2**16),
+    seed=(0, 2**32 - 1), mesh_data=(-1, 2**20), mesh_model=(1, 2**20), fsdp_min_elements=(0, 2**62), keep=(1, 10**6),
+    log_every_steps=(1, _MOST), num_processes=(1, 2**20), process_id=(0, 2**20 - 1),
+)  # fmt: skip
+#: Fields that are numbers: the smallest, the largest, and whether the smallest or the largest itself is left out.
+_NUMBERS = dict(
+    drop_path=(0, 1, "below"), epochs=(0, 1e9, "above"), base_learning_rate=(0, 1e6, "above"),
+    final_learning_rate=(0, 1), warmup_epochs=(0, 1e9), weight_decay=(0, 1e6), clip_norm=(0, 1e12, "above"),
+    label_smoothing=(0, 1, "below"), ema_decay=(0, 1, "below"), spike_budget=(0, 8, "above"),
+    budget_gain=(0, 1e6, "above"), eval_every_epochs=(0, 1e9, "above"), checkpoint_every_epochs=(0, 1e9, "above"),
+)  # fmt: skip
+#: Fields of another kind: what they must be.
+_KINDS = dict(
+    data=str, data_dir=Path, decode=DecodeConfig, augment=AugmentConfig, model=str, code=str, input_code=str,
+    scales=tuple, init_from=Path, profile=bool, coordinator=str,
+)  # fmt: skip
+#: Fields that may be `None`.
+_OPTIONAL = ("data_dir", "steps", "spike_budget", "init_from", "coordinator", "num_processes", "process_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,29 +132,33 @@ class TrainConfig:
     """Which one this is; or the environment's JAX_PROCESS_ID."""
 
     def __post_init__(self):
-        for names, holds, says in (
-            (_AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
-            (_AT_LEAST_ZERO, lambda x: x >= 0, "at least 0"),
-            (_ABOVE_ZERO, lambda x: x > 0, "above 0"),
-            (("label_smoothing", "ema_decay", "drop_path"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
-            (("seed",), lambda x: 0 <= x < 2**32, f"0 to {2**32 - 1}"),
-            (("mesh_data",), lambda x: x == -1 or x >= 1, "at least 1, or -1 for all devices"),
-        ):
-            for name in names:
-                if not holds(getattr(self, name)):
-                    raise ValueError(f"{name} is {getattr(self, name)}: it must be {says}")
-        if not self.epochs > 0:
-            raise ValueError(f"epochs is {self.epochs}: it must be above 0")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: it must be at least 1")
+        for name, kind in (("data_dir", Path), ("init_from", Path), ("scales", tuple)):
+            if isinstance(getattr(self, name), str if kind is Path else list):
+                object.__setattr__(self, name, kind(getattr(self, name)))
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in given.items():
+            if value is None and name in _OPTIONAL:
+                continue
+            if name in _WHOLE:
+                object.__setattr__(self, name, check_whole(name, value, *_WHOLE[name]))
+            elif name in _NUMBERS:
+                low, high, *ends = _NUMBERS[name]
+                object.__setattr__(self, name, check_number(name, value, low, high, **dict.fromkeys(ends, True)))
+            elif name in _KINDS and not isinstance(value, _KINDS[name]):
+                raise ValueError(f"{name} is {shown(value)}: it must be a {_KINDS[name].__name__}")
+        for name, known in dict(on_corrupt=ON_CORRUPT, neuron=NEURONS, remat=REMAT, dtype=DTYPES).items():
+            check_choice(name, given[name], known)
+        for scale in self.scales:
+            if not isinstance(scale, str):
+                raise ValueError(f"scales holds {shown(scale)}: it must be texts such as block7")
+        if self.mesh_data == 0:
+            raise ValueError("mesh_data is 0: it must be at least 1, or -1 for all devices")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate is {self.accumulate}: it must divide batch_size {self.batch_size}")
         for name in ("data_dir", "init_from"):
             check_mounted(name, getattr(self, name))
-        if self.remat not in REMAT:
-            raise ValueError(f"unknown remat {self.remat!r}: known are {', '.join(REMAT)}")
-        if self.spike_budget is not None and not 0 < self.spike_budget <= 8:
-            raise ValueError(f"spike_budget is {self.spike_budget}: it must be above 0, in spikes per neuron and image")
+        if self.spike_budget is not None and self.neuron == "relu":
+            raise ValueError("spike_budget: relu sends real numbers, not spikes; leave the budget out")
 
     @property
     def learning_rate(self) -> float:
@@ -146,8 +174,15 @@ class TrainConfig:
         return round(epochs * examples / self.batch_size)
 
     def num_steps(self, examples: int) -> int:
-        """Of the whole run, at least 1."""
-        return self.steps if self.steps is not None else max(1, self.in_steps(self.epochs, examples))
+        """Of the whole run, at least 1.
+
+        Raises:
+            ValueError: more than can be counted.
+        """
+        steps = self.steps if self.steps is not None else max(1, self.in_steps(self.epochs, examples))
+        if steps > _MOST:
+            raise ValueError(f"epochs is {self.epochs}: that is {steps} steps, more than {_MOST}")
+        return steps
 
 
 def check_mounted(name: str, path: Path | None) -> None:
@@ -158,7 +193,9 @@ def check_mounted(name: str, path: Path | None) -> None:
     """
     scheme = str(path).partition(":/")[0]
     if scheme in ("gs", "s3"):
-        raise ValueError(f"{name} is {path}: a bucket is not a folder; mount it, or use a disk that all hosts share")
+        raise ValueError(
+            f"{name} is {one_line(path)}: a bucket is not a folder; mount it, or use a disk that all hosts share"
+        )
 
 
 def as_json(config: TrainConfig) -> dict:
@@ -174,21 +211,27 @@ def as_json(config: TrainConfig) -> dict:
 
 
 def from_json(fields: dict) -> TrainConfig:
-    """The config that `as_json` was given; fields that this version does not know are refused.
+    """The config that `as_json` was given; fields that this version does not know, or that are missing, are refused.
+
+    Raises:
+        ValueError: names the field.
 
     >>> from_json(as_json(TrainConfig(seed=3, scales=("block2",)))) == TrainConfig(seed=3, scales=("block2",))
     True
     """
-    unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(TrainConfig)})
-    if unknown:
-        raise ValueError(f"the run's config has the field {unknown[0]!r}, which this version does not know")
-    paths = {key: Path(fields[key]) for key in ("data_dir", "init_from") if fields.get(key) is not None}
-    return TrainConfig(
-        **fields
-        | paths
-        | {
-            "scales": tuple(fields["scales"]),
-            "augment": AugmentConfig(**fields["augment"]),
-            "decode": DecodeConfig(**fields["decode"]),
-        }
-    )
+    _check_fields("the run's config", fields, TrainConfig)
+    _check_fields("the run's augment", fields["augment"], AugmentConfig)
+    _check_fields("the run's decode", fields["decode"], DecodeConfig)
+    parts = {"augment": AugmentConfig(**fields["augment"]), "decode": DecodeConfig(**fields["decode"])}
+    return TrainConfig(**fields | parts)
+
+
+def _check_fields(what: str, fields, kind) -> None:
+    """Raises a `ValueError` unless `fields` is a dict with the fields of a dataclass, all of them and no other."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{what} is {shown(fields)}: it must be an object with the fields of {kind.__name__}")
+    known = {f.name for f in dataclasses.fields(kind)}
+    for name in sorted(map(str, set(fields) - known)):
+        raise ValueError(f"{what} has the field {shown(name)}, which this version does not know")
+    for name in sorted(known - set(fields)):
+        raise ValueError(f"{what} lacks the field {name!r}: another version of this package wrote it")

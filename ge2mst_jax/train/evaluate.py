@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ge2mst_jax.checks import check_whole
 from ge2mst_jax.data.pipeline import eval_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
@@ -54,6 +55,7 @@ def evaluate(model, variables, source, batch_size: int, sharding, decode, worker
     Returns:
         `{examples, skipped, accuracy, loss, spikes_per_neuron, confusion}`; `confusion[label][prediction]` counts.
     """
+    check_whole("batch_size", batch_size, 1, 2**24)
     plan = BatchPlan(batch_size, *local_part(sharding, batch_size), workers, decode)
     total, skipped = None, 0
     with prefetch_to_device(iter(eval_batches(source, plan)), sharding) as batches:

@@ -12,16 +12,19 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
+from ge2mst_jax.checkpoint import check_path
+from ge2mst_jax.checks import one_line
 from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
 from ge2mst_jax.data.sources import open_source
-from ge2mst_jax.files import write_whole
+from ge2mst_jax.files import read_json, write_whole
 from ge2mst_jax.provenance import commit
-from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive
+from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive, steps_in
 from ge2mst_jax.train.config import TrainConfig, as_json, check_mounted
 from ge2mst_jax.train.evaluate import evaluate
 from ge2mst_jax.train.metrics import Reporter
+from ge2mst_jax.train.processes import largest
 from ge2mst_jax.train.restore import load_averaged
 from ge2mst_jax.train.setup import Setup, set_up
 from ge2mst_jax.train.sharding import batch_sharding
@@ -39,12 +42,23 @@ PROFILED = range(10, 15)
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run left: the last state, its setup, the test split's last evaluation, and whether it is complete."""
+    """What a sitting of a run left.
+
+    Args:
+        state: the last one.
+        setup: of the run.
+        evaluation: the last one of the test split, if there was one.
+        signal: number of the signal that ended the sitting early; `None` where the run is complete.
+    """
 
     state: TrainState
     setup: Setup
     evaluation: dict | None
-    complete: bool
+    signal: int | None
+
+    @property
+    def complete(self) -> bool:
+        return self.signal is None
 
 
 class Interruption:
@@ -56,7 +70,8 @@ class Interruption:
     ASK_STEPS = 8
 
     def __init__(self):
-        self.asked = threading.Event()
+        self.asked = 0
+        """Number of the signal that has come, 0 before."""
 
     def __enter__(self):
         self._before = {}
@@ -70,19 +85,15 @@ class Interruption:
             signal.signal(number, handler)
 
     def _ask(self, number, frame):
-        if number == signal.SIGINT and self.asked.is_set():
+        if number == signal.SIGINT and self.asked:
             raise KeyboardInterrupt
-        self.asked.set()
+        self.asked = number
 
-    def after(self, step: int) -> bool:
-        """Whether to stop after a step."""
-        if jax.process_count() == 1:
-            return self.asked.is_set()
-        if step % self.ASK_STEPS:
-            return False
-        from jax.experimental import multihost_utils
-
-        return bool(multihost_utils.process_allgather(self.asked.is_set()).any())
+    def after(self, step: int) -> int:
+        """The signal for which to stop after a step, 0 to go on; the same for all processes."""
+        if jax.process_count() > 1 and step % self.ASK_STEPS:
+            return 0
+        return largest(self.asked)
 
 
 def train(config: TrainConfig, run_dir, console: Console | None = None) -> Trained:
@@ -107,28 +118,47 @@ def train(config: TrainConfig, run_dir, console: Console | None = None) -> Train
     source, test = (open_source(config.data, s, config.data_dir, config.on_corrupt) for s in ("train", "test"))
     image_shape = BatchPlan(1, decode=config.decode).shape(source)
     setup = set_up(config, image_shape, len(source.classes), len(source))
-    with exclusive(run_dir):
-        keep_config(run_dir, config)
+    about = {
+        "config": as_json(config), "image_shape": list(image_shape), "classes": list(source.classes),
+        "examples": len(source),
+    }  # fmt: skip
+    check_path(run_dir)
+    with exclusive(run_dir) as still_there:
+        check_config(run_dir, config)
         with Checkpoints(run_dir, config.keep) as checkpoints, Interruption() as interruption:
-            return _Loop(setup, source, test, run_dir, checkpoints, interruption, console).run()
+            return _Loop(setup, source, test, about, run_dir, still_there, checkpoints, interruption, console).run()
 
 
-def keep_config(run_dir: Path, config: TrainConfig) -> None:
-    """Writes `config.json`, or checks that the folder's run has the same."""
+def check_config(run_dir: Path, config: TrainConfig) -> None:
+    """Checks that the folder's run, where there is one, has the same config.
+
+    Raises:
+        ValueError: another one, a damaged `config.json`, or none beside the metrics of a run.
+    """
     path = run_dir / "config.json"
     if path.exists():
-        check_same_run(json.loads(path.read_text()), json.loads(json.dumps(as_json(config))), MAY_DIFFER)
-    elif jax.process_index() == 0:
-        write_whole(path, json.dumps(as_json(config), indent=1) + "\n")
+        try:
+            before = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{one_line(error)}: mend it, or delete it (the checkpoints hold it too)") from error
+        check_same_run(before, json.loads(json.dumps(as_json(config))), MAY_DIFFER)
+    elif (run_dir / "metrics.jsonl").exists() and not steps_in(check_path(run_dir) / "checkpoints"):
+        raise ValueError(
+            f"{one_line(run_dir)} holds the metrics of a run whose config and checkpoints are gone: move metrics.jsonl "
+            "away, or give another folder"
+        )
 
 
 class _Loop:
     """One sitting of a run."""
 
-    def __init__(self, setup: Setup, source, test, run_dir, checkpoints, interruption, console):
+    def __init__(self, setup: Setup, source, test, about, run_dir, still_there, checkpoints, interruption, console):
         self.setup, self.config = setup, setup.config
         self.source, self.test = source, test
-        self.run_dir, self.checkpoints, self.interruption, self.console = run_dir, checkpoints, interruption, console
+        self.about = json.loads(json.dumps(about))
+        """What every checkpoint of the run says of itself, as JSON gives it back."""
+        self.run_dir, self.still_there, self.checkpoints = run_dir, still_there, checkpoints
+        self.interruption, self.console = interruption, console
         self.sharding = batch_sharding(setup.mesh)
         self.total = self.config.num_steps(len(source))
         self.evaluation = None
@@ -136,7 +166,8 @@ class _Loop:
 
     def run(self) -> Trained:
         config = self.config
-        step, state, data_state = self._start()
+        step, state, data_state, lines = self._start()
+        self._keep_config()
         plan = BatchPlan(
             config.batch_size, *local_part(self.sharding, config.batch_size), config.workers, config.decode
         )
@@ -145,8 +176,9 @@ class _Loop:
             batches.set_state(data_state)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         reporter = Reporter(
-            self.run_dir, step, self.total, config.batch_size, self.console, config.log_every_steps, self._last_good
-        )
+            self.run_dir, step, lines, self.total, config.batch_size, self.console, config.log_every_steps,
+            self._last_good,
+        )  # fmt: skip
         started = step
         with reporter, prefetch_to_device(batches, self.sharding, config.prefetch) as stream:
             while step < self.total:
@@ -154,30 +186,41 @@ class _Loop:
                     batch = next(stream)
                     state, metrics = self.setup.step(state, batch, key)
                 step += 1
+                self.still_there()
                 reporter.step(step, metrics, batch, stream.wait_seconds)
-                stop = step < self.total and self.interruption.after(step)
+                stop = self.interruption.after(step) if step < self.total else 0
                 self._look_up(step, state, reporter, stream, stop)
                 if stop:
+                    self.checkpoints.wait()
                     self._say(f"interrupted: step {step} is saved, the same command goes on")
-                    return Trained(state, self.setup, self.evaluation, complete=False)
-        return Trained(state, self.setup, self.evaluation, complete=True)
+                    return Trained(state, self.setup, self.evaluation, stop)
+        return Trained(state, self.setup, self.evaluation, None)
 
     def _start(self):
-        """`(step, state, data state)` to go on from."""
-        found = self.checkpoints.restore_latest(self.setup.abstract_state)
+        """`(step, state, data state, lines of the metrics)` to go on from."""
+        found = self.checkpoints.restore_latest(self.setup.abstract_state, self._check)
         if found is not None:
             step, state, about = found
-            self.best = about.get("best", -1.0)
-            self.evaluation = about.get("evaluation")
+            self.best, self.evaluation = about["best"], about["evaluation"]
             self._say(f"resume order 1 of 3: the checkpoint of step {step} in {self.run_dir}")
-            return step, state, about["data"]
+            return step, state, about["data"], about["metrics_lines"]
         state = self.setup.init()
         if self.config.init_from is not None:
             state = self._from_another_run(state)
             self._say(f"resume order 2 of 3: the averaged network of {self.config.init_from}")
         else:
             self._say(f"resume order 3 of 3: seed {self.config.seed}")
-        return 0, state, None
+        return 0, state, None, 0
+
+    def _check(self, about: dict) -> None:
+        """Refuses a checkpoint of another run."""
+        check_same_run(about["config"], self.about["config"], MAY_DIFFER)
+        check_same_run({field: about[field] for field in self.about}, self.about, {"config"})
+
+    def _keep_config(self) -> None:
+        path = self.run_dir / "config.json"
+        if jax.process_index() == 0 and not path.exists():
+            write_whole(path, json.dumps(self.about["config"], indent=1) + "\n")
 
     def _from_another_run(self, state: TrainState) -> TrainState:
         _, ema, about = load_averaged(self.config.init_from, mesh=self.setup.mesh)
@@ -206,14 +249,15 @@ class _Loop:
             found = self._evaluate(state)
             self.evaluation, accuracy = found, found["accuracy"]
             reporter.evaluation(step, {k: v for k, v in found.items() if k != "confusion"})
-            saves, self.best = saves or accuracy > self.best, max(self.best, accuracy)
+            if accuracy > self.best:
+                saves, self.best, self.checkpoints.best = True, accuracy, step
         if saves:
-            about = {
-                "data": stream.get_state(), "config": as_json(self.config), "commit": commit(), "best": self.best,
-                "accuracy": accuracy, "evaluation": self.evaluation, "image_shape": list(self.setup.image_shape),
-                "classes": len(self.source.classes), "examples": examples, "time": time.time(),
+            self.still_there()
+            about = self.about | {
+                "data": stream.get_state(), "commit": commit(), "best": self.best, "accuracy": accuracy,
+                "evaluation": self.evaluation, "metrics_lines": reporter.lines, "time": time.time(),
             }  # fmt: skip
-            self.checkpoints.save(step, state, about, accuracy)
+            self.checkpoints.save(step, state, about)
 
     def _evaluate(self, state: TrainState) -> dict:
         size = self.config.batch_size

@@ -1,7 +1,10 @@
 """What a run reports while it runs: a JSONL file, TensorBoard files, a progress bar or lines."""
 
 import json
+import logging
+import os
 import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -9,7 +12,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ge2mst_jax.checks import one_line
 from ge2mst_jax.files import write_whole
+
+log = logging.getLogger(__name__)
 
 
 class DivergedError(ValueError):
@@ -18,6 +24,15 @@ class DivergedError(ValueError):
 
 class MetricsFile:
     """`metrics.jsonl`: a line a step, `{"step": n, ...}`, and one an evaluation, `{"step": n, "test": {...}}`.
+
+    Every line ends with a `crc` of what stands before it.
+
+    Args:
+        path: of the file.
+        count: lines to go on after; those that follow are cut off.
+
+    Raises:
+        ValueError: one of the lines before is damaged or missing; nothing is cut then.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
@@ -30,14 +45,34 @@ class MetricsFile:
     [1, 2]
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path, count: int):
         path = Path(path)
-        kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        content = path.read_bytes() if path.exists() else None
+        if content is None and count:
+            log.warning("%s is gone: the lines before are missing", one_line(path))
+            count = 0
+        texts = (content or b"").splitlines()[:count]
+        for number, text in enumerate(texts, 1):
+            if parsed(text) is None:
+                raise ValueError(damaged(path, number))
+        if len(texts) < count:
+            raise ValueError(
+                f"{one_line(path)} has {len(texts)} lines, not the {count} of the checkpoint to go on from: mend the "
+                "file, or move it away"
+            )
+        write_whole(path, b"".join(text + b"\n" for text in texts))
+        self.count = count
+        """Lines written so far."""
         self._file = path.open("a", buffering=1)  # a line at a time
 
     def write(self, line: dict) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        text = json.dumps(line)
+        self._file.write(f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n')
+        self.count += 1
+
+    def sync(self) -> None:
+        """Until the lines are on the disk: a checkpoint counts on those before it."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self):
         return self
@@ -46,15 +81,36 @@ class MetricsFile:
         self._file.close()
 
 
+def parsed(text: bytes) -> dict | None:
+    """A line of `metrics.jsonl` without its `crc`, or `None` if it is not as it was written.
+
+    >>> parsed(b'{"step": 3, "crc": 145879999}'), parsed(b'{"step": 2, "crc": 145879999}'), parsed(b"[]")
+    ({'step': 3}, None, None)
+    """
+    try:
+        line = json.loads(text)
+        sound = line.pop("crc") == zlib.crc32(json.dumps(line).encode()) and type(line["step"]) is int
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):  # no JSON, or no such object
+        return None
+    return line if sound else None
+
+
+def damaged(path, number: int) -> str:
+    return f"{one_line(path)}: line {number} is damaged: mend it, or move the file away"
+
+
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a `metrics.jsonl`; a last line that a kill cut off is left out."""
-    lines = []
-    for text in Path(path).read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    """The lines of a `metrics.jsonl`; a last line that a kill cut off is left out.
+
+    Raises:
+        ValueError: any other line is damaged; names it.
+    """
+    *texts, torn = Path(path).read_bytes().split(b"\n")
+    lines = [parsed(text) for text in texts]
+    if None in lines:
+        raise ValueError(damaged(path, lines.index(None) + 1))
+    last = parsed(torn)
+    return lines if last is None else [*lines, last]
 
 
 class Reporter:
@@ -65,6 +121,7 @@ class Reporter:
     Args:
         run_dir: where `metrics.jsonl` and `tensorboard/` go.
         step: number of steps done before.
+        lines: of `metrics.jsonl` written before.
         total: of the run.
         batch_size: for images a second.
         console: to print on.
@@ -72,7 +129,7 @@ class Reporter:
         last_good: returns the step of the latest checkpoint, for the error.
     """
 
-    def __init__(self, run_dir, step, total, batch_size, console: Console, log_every: int, last_good):
+    def __init__(self, run_dir, step, lines, total, batch_size, console: Console, log_every: int, last_good):
         self._pending, self._last_good = None, last_good
         self._batch_size, self._log_every, self._total = batch_size, log_every, total
         self._writes = jax.process_index() == 0
@@ -83,7 +140,7 @@ class Reporter:
         if self._writes:
             from tensorboardX import SummaryWriter
 
-            self._file = MetricsFile(Path(run_dir) / "metrics.jsonl", step)
+            self._file = MetricsFile(Path(run_dir) / "metrics.jsonl", lines)
             board = Path(run_dir) / "tensorboard"
             self._board = SummaryWriter(str(board), purge_step=step + 1 if step else None)
             self._progress = Progress(
@@ -109,9 +166,16 @@ class Reporter:
         self._write(before)
 
     def flush(self) -> None:
-        """Waits for the last step handed over and writes it."""
+        """Waits for the last step handed over and writes it, onto the disk."""
         before, self._pending = self._pending, None
         self._write(before)
+        if self._writes:
+            self._file.sync()
+
+    @property
+    def lines(self) -> int:
+        """Of `metrics.jsonl` so far; process 0 knows."""
+        return self._file.count if self._writes else 0
 
     def evaluation(self, step: int, found: dict) -> None:
         """Writes an evaluation of the averaged network."""

@@ -2,7 +2,7 @@
 
 import jax
 
-from ge2mst_jax.train.checkpoints import read_about, read_state
+from ge2mst_jax.train.checkpoints import read_about, read_arrays
 from ge2mst_jax.train.config import from_json
 from ge2mst_jax.train.setup import set_up
 from ge2mst_jax.train.sharding import make_mesh
@@ -21,8 +21,9 @@ def load_averaged(run_dir, which: int | str = "best", mesh=None):
 
     Raises:
         CheckpointError: no such checkpoint, or one that cannot be read.
+        ValueError: a config of another version.
     """
     path, about = read_about(run_dir, which)
     mesh = make_mesh(1, 1, jax.devices()[:1]) if mesh is None else mesh
-    made = set_up(from_json(about["config"]), about["image_shape"], about["classes"], about["examples"], mesh)
-    return made.model, read_state(path, made.abstract_state).ema, about
+    made = set_up(from_json(about["config"]), about["image_shape"], len(about["classes"]), about["examples"], mesh)
+    return made.model, read_arrays(path, about, made.abstract_state).ema, about

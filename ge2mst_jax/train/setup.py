@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import check_whole
 from ge2mst_jax.models import create_model
 from ge2mst_jax.train.config import TrainConfig
 from ge2mst_jax.train.sharding import batch_sharding, infer_shardings, make_mesh, replicated
@@ -65,6 +66,11 @@ def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, me
     Raises:
         ValueError: a batch that the mesh's data axis does not divide, and what `create_model` and `make_mesh` refuse.
     """
+    image_shape = tuple(check_whole("a side of image_shape", side, 1, 2**16) for side in image_shape)
+    num_classes, examples = (
+        check_whole("num_classes", num_classes, 1, 2**24),
+        check_whole("examples", examples, 1, 2**40),
+    )
     mesh = make_mesh(config.mesh_data, config.mesh_model) if mesh is None else mesh
     parts = mesh.shape["data"] * config.accumulate
     if config.batch_size % parts:
@@ -86,4 +92,4 @@ def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, me
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=(0,),
     )
-    return Setup(config, model, mesh, tuple(image_shape), abstract, jax.jit(init, out_shardings=shardings), compiled)
+    return Setup(config, model, mesh, image_shape, abstract, jax.jit(init, out_shardings=shardings), compiled)

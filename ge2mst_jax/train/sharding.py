@@ -6,6 +6,8 @@ import re
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ge2mst_jax.checks import check_whole
+
 DATA, MODEL = "data", "model"
 
 
@@ -42,6 +44,10 @@ def make_mesh(data: int = -1, model: int = 1, devices=None) -> jax.sharding.Mesh
     ('data', 'model')
     """
     devices = jax.devices() if devices is None else devices
+    check_whole("mesh_data", data, -1, 2**20)
+    check_whole("mesh_model", model, 1, 2**20)
+    if data == 0:
+        raise ValueError("mesh_data is 0: it must be at least 1, or -1 for all devices")
     if data == -1:
         if len(devices) % model:
             raise ValueError(f"mesh_model is {model}: it must divide the {len(devices)} devices")

@@ -5,7 +5,8 @@ Started as a script it is one process of a run, which ends as the tests want it 
     python tests/train/short_runs.py RUN_DIR '{"mesh_data": 4}' [after|term|in_save STEP]
 
 `after` kills itself (SIGKILL) when a step is reported, `term` sends itself a SIGTERM then, `in_save` kills itself while
-the checkpoint of a step is being written. Exit status 0 only where the trainer ended in order.
+the checkpoint of a step is being written. Exit status 0 where the run is complete, 128 + signal where it was
+interrupted in order.
 """
 
 import json
@@ -134,7 +135,9 @@ def main() -> None:
     initialize(config)
     if end:
         end_itself(end[0], int(end[1]), Path(run_dir))
-    train(config, run_dir, Console())
+    trained = train(config, run_dir, Console())
+    if trained.signal is not None:
+        sys.exit(128 + trained.signal)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The config: what it refuses, what it counts, and that JSON keeps all of it."""
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ge2mst_jax.data import AugmentConfig, DecodeConfig
@@ -12,24 +15,71 @@ from ge2mst_jax.train import TrainConfig, as_json, from_json
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"batch_size": 0}, "batch_size is 0: it must be at least 1"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1: it must be at least 0"),
-        ({"base_learning_rate": 0.0}, "base_learning_rate is 0.0: it must be above 0"),
-        ({"ema_decay": 1.0}, "ema_decay is 1.0: it must be at least 0 and below 1"),
-        ({"seed": -1}, "seed is -1: it must be 0 to 4294967295"),
+        ({"batch_size": 0}, "batch_size is 0: it must be a whole number, 1 to 16777216"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1: it must be a number at least 0"),
+        ({"base_learning_rate": 0.0}, "base_learning_rate is 0.0: it must be a number above 0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0: it must be a number at least 0 and below 1"),
+        ({"seed": -1}, "seed is -1: it must be a whole number, 0 to 4294967295"),
         ({"mesh_data": 0}, "mesh_data is 0: it must be at least 1, or -1 for all devices"),
-        ({"epochs": float("nan")}, "epochs is nan: it must be above 0"),
-        ({"steps": 0}, "steps is 0: it must be at least 1"),
+        ({"epochs": float("nan")}, "epochs is nan: it must be a number above 0"),
+        ({"steps": 0}, "steps is 0: it must be a whole number, 1 to 2147483647"),
         ({"batch_size": 10, "accumulate": 4}, "accumulate is 4: it must divide batch_size 10"),
         ({"remat": "all"}, "unknown remat 'all': known are none"),
-        ({"spike_budget": 9.0}, "spike_budget is 9.0: it must be above 0, in spikes"),
+        ({"spike_budget": 9.0}, "spike_budget is 9.0: it must be a number above 0 and at most 8"),
         ({"data_dir": Path("gs://bucket/data")}, "data_dir is gs:/bucket/data: a bucket is not a folder"),
         ({"init_from": Path("gs://bucket/run")}, "init_from is gs:/bucket/run: a bucket is not a folder"),
+        ({"spike_budget": 0.3, "neuron": "relu"}, "spike_budget: relu sends real numbers, not spikes"),
+        ({"neuron": "perceptron"}, "unknown neuron 'perceptron': known are expg"),
+        ({"dtype": "float64"}, "unknown dtype 'float64': known are float32, bfloat16"),
+        ({"on_corrupt": None}, "unknown on_corrupt None: known are raise, skip"),
+        ({"scales": ("block2", 2)}, "scales holds 2: it must be texts such as block7"),
+        ({"mesh_data": -2}, "mesh_data is -2: it must be a whole number, -1 to 1048576"),
     ],
 )
 def test_wrong_field_is_refused_by_name_with_what_it_must_be(changes, says):
     with pytest.raises(ValueError, match=f"^{says}"):
         TrainConfig(**changes)
+
+
+FIELDS = dataclasses.fields(TrainConfig)
+WHOLE = [f.name for f in FIELDS if str(f.type) in ("<class 'int'>", "int | None")]
+NUMBERS = [f.name for f in FIELDS if str(f.type) in ("<class 'float'>", "float | None")]
+
+
+@pytest.mark.parametrize("name", WHOLE + NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -(10**30), 1e20, 10**30, True, "3", [3], {}, 1j])
+def test_no_number_is_taken_that_is_none_or_out_of_any_range(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is .*: it must be a (whole )?number") as error:
+        TrainConfig(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_fractions_are_no_whole_numbers(name):
+    with pytest.raises(ValueError, match=f"^{name} is 2.5: it must be a whole number"):
+        TrainConfig(**{name: 2.5})
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda f: f.name)
+@pytest.mark.parametrize("value", [None, [], {"a": 1}, b"bytes", object()], ids=["none", "list", "dict", "bytes", "it"])
+def test_no_field_takes_what_is_of_another_kind(field, value):
+    fits = (value is None and "None" in str(field.type)) or (value == [] and field.name == "scales")
+    if fits:
+        assert getattr(TrainConfig(**{field.name: value}), field.name) in (None, ())
+        return
+    with pytest.raises(ValueError, match=field.name):
+        TrainConfig(**{field.name: value})
+
+
+def test_numpys_numbers_become_pythons():
+    config = TrainConfig(batch_size=np.int64(32), epochs=np.float32(2), data_dir="somewhere", scales=["block2"])
+    assert json.loads(json.dumps(as_json(config)))["batch_size"] == 32
+    assert (type(config.epochs), config.data_dir, config.scales) == (float, Path("somewhere"), ("block2",))
+
+
+def test_more_steps_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match=r"epochs is 1000000000.0: that is \d+ steps, more than 2147483647"):
+        TrainConfig(epochs=1e9).num_steps(10**6)
 
 
 def test_json_keeps_everything():
@@ -43,6 +93,33 @@ def test_json_keeps_everything():
 def test_config_of_another_version_is_refused_by_its_field():
     with pytest.raises(ValueError, match="has the field 'momentum', which this version does not know"):
         from_json(as_json(TrainConfig()) | {"momentum": 0.9})
+
+
+@pytest.mark.parametrize("config", [None, [], "text", 3])
+def test_config_that_is_no_object_is_refused(config):
+    with pytest.raises(ValueError, match=r"the run's config is .*: it must be an object with the fields of"):
+        from_json(config)
+
+
+@pytest.mark.parametrize("name", [f.name for f in FIELDS])
+@pytest.mark.parametrize("value", ["absent", [1], {"a": 1}, True, 1e30, "\x00"])
+def test_config_with_a_field_missing_or_of_another_kind_is_refused_by_name(name, value):
+    fields = as_json(TrainConfig())
+    if value == "absent":
+        del fields[name]
+    elif (name, value) == ("profile", True) or (isinstance(value, str) and isinstance(fields[name], str | None)):
+        return  # a text that is checked where it is used
+    else:
+        fields[name] = value
+    with pytest.raises(ValueError, match=name):
+        from_json(fields)
+
+
+@pytest.mark.parametrize("part", ["augment", "decode"])
+@pytest.mark.parametrize("value", [None, [], {}, {"colour": 1}])
+def test_part_of_a_config_with_other_fields_is_refused(part, value):
+    with pytest.raises(ValueError, match=f"the run's {part} (is|has|lacks)"):
+        from_json(as_json(TrainConfig()) | {part: value})
 
 
 def test_lengths_are_counted_in_steps():

@@ -1,7 +1,5 @@
 """What a run writes while it runs, and how it stops at a number that is none."""
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ def metrics(loss=1.0):
 
 def report_steps(run_dir, losses, first=0, console=None):
     batch = {"index": jnp.arange(40, 52)}
-    with Reporter(run_dir, first, 9, 12, console or Console(quiet=True), 1, lambda: 4) as reporter:
+    with Reporter(run_dir, first, first, 9, 12, console or Console(quiet=True), 1, lambda: 4) as reporter:
         for step, loss in enumerate(losses, first + 1):
             reporter.step(step, metrics(loss), batch, waited=0.001 * step)
         reporter.flush()
@@ -32,14 +30,67 @@ def test_every_step_has_its_line_with_its_waiting(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
-def test_resumed_file_is_cut_back_and_a_torn_last_line_goes(tmp_path):
+@pytest.fixture
+def written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    text = "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo'
-    path.write_text(text)
-    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
-    with MetricsFile(path, 2) as file:
-        file.write({"step": 3, "loss": 1.0})
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": 1.0}\n'
+    with MetricsFile(path, 0) as file:
+        for step in (1, 2, 3):
+            file.write({"step": step, "loss": 1 / step})
+    return path
+
+
+def test_resumed_file_is_cut_back_and_a_torn_last_line_goes(written):
+    whole = written.read_bytes()
+    with written.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in read_metrics(written)] == [1, 2, 3]
+    with MetricsFile(written, 2) as file:
+        file.write({"step": 3, "loss": 1 / 3})
+        assert file.count == 3
+    assert written.read_bytes() == whole
+
+
+def test_no_flipped_bit_passes(written):
+    content = written.read_bytes()
+    end_of_second = content.index(b"\n", content.index(b"\n") + 1) + 1
+    for position in range(end_of_second):
+        for bit in range(8):
+            written.write_bytes(content[:position] + bytes([content[position] ^ 1 << bit]) + content[position + 1 :])
+            flipped = written.read_bytes()
+            with pytest.raises(
+                ValueError, match=r"metrics\.jsonl: line [12] is damaged: mend it, or move the file away"
+            ):
+                read_metrics(written)
+            with pytest.raises(ValueError, match=r"metrics\.jsonl(: line [12] is damaged| has \d lines)"):
+                MetricsFile(written, 2)
+            assert written.read_bytes() == flipped  # and nothing is lost
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"[]", b"null", b"3", b"{}", b'{"loss": 1}', b'{"step": 2.5}', b'{"step": true}', b"\xff\x00", b"[" * 9999],
+)
+def test_line_that_is_none_is_named_and_all_others_stay(written, line):
+    first, _, last, _ = written.read_bytes().split(b"\n")
+    written.write_bytes(b"\n".join([first, line, last, b""]))
+    before = written.read_bytes()
+    for read in (read_metrics, lambda path: MetricsFile(path, 2), lambda path: MetricsFile(path, 3)):
+        with pytest.raises(ValueError, match=r"line 2 is damaged: mend it, or move the file away"):
+            read(written)
+    assert written.read_bytes() == before
+    with MetricsFile(written, 1):  # what follows the checkpoint is written anew
+        pass
+    assert [line["step"] for line in read_metrics(written)] == [1]
+
+
+def test_file_that_lacks_lines_is_refused_and_one_that_is_gone_is_begun_anew(written, caplog):
+    with pytest.raises(ValueError, match=r"has 3 lines, not the 4 of the checkpoint to go on from"):
+        MetricsFile(written, 4)
+    written.unlink()
+    with MetricsFile(written, 4) as file:
+        file.write({"step": 5})
+        assert file.count == 1
+    assert "is gone: the lines before are missing" in caplog.text
 
 
 def test_lines_say_rate_loss_and_waiting_where_there_is_no_terminal(tmp_path, capsys):
