@@ -7,6 +7,9 @@ test image that its dense and its spiking execution are equal bit for bit, count
 `report.html`, `report.json`, pictures and a checkpoint into the run directory. Under 2 minutes on 2 CPU cores.
 """
 
+import signals  # noqa: F401  # before all that takes time
+
+# isort: split
 import contextlib
 import dataclasses
 import sys

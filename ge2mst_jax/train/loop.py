@@ -40,7 +40,7 @@ MAY_DIFFER = frozenset(
 PROFILED = range(10, 15)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
     """What a sitting of a run left.
 
@@ -270,8 +270,9 @@ class _Loop:
         return max(self.checkpoints.steps, default=None)
 
     def _say(self, line: str) -> None:
+        line = one_line(line)
         log.info(line)
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def _profiled(self, step: int):

@@ -16,7 +16,7 @@ from ge2mst_jax.train.config import TrainConfig
 CALIBRATE_STEPS = 8
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)
 class TrainState:
     """All that a step changes."""
 

@@ -116,8 +116,8 @@ def test_predict_refuses_what_is_no_image(tmp_path):
     [
         (["--train.code", "0x4"], "groups is 0: it must be 1 to 255"),
         (["--train.model", "ge2mst_xl"], "unknown model 'ge2mst_xl': known are ge2mst_nano"),
-        (["--train.epochs", "0"], "epochs is 0.0: it must be above 0"),
-        (["--train.spike-budget", "-1"], "spike_budget is -1.0: it must be above 0"),
+        (["--train.epochs", "0"], "epochs is 0.0: it must be a number above 0"),
+        (["--train.spike-budget", "-1"], "spike_budget is -1.0: it must be a number above 0 and at most 8"),
     ],
 )
 def test_quickstart_refuses_in_one_line(arguments, says, capsys, tmp_path):
@@ -196,7 +196,7 @@ def test_train_runs_an_experiment_by_its_name(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["mnist"], "unknown experiment 'mnist': known are cifar10, cifar100, digits"),
-        (["digits", "--batch-size", "0"], "batch_size is 0: it must be at least 1"),
+        (["digits", "--batch-size", "0"], "batch_size is 0: it must be a whole number, 1 to 16777216"),
         (["digits", "--batch-sizes", "8"], "--batch-sizes"),
         (["digits", "--epochs", "many"], "many"),
         (["digits", "--data", "idx:nowhere"], "nowhere"),
