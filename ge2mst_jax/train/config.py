@@ -7,7 +7,7 @@ from typing import Literal
 from ge2mst_jax.checks import check_choice, check_number, check_whole, one_line, shown
 from ge2mst_jax.data.augment import AugmentConfig
 from ge2mst_jax.data.decode import DecodeConfig
-from ge2mst_jax.data.sources import ON_CORRUPT
+from ge2mst_jax.data.source import ON_CORRUPT
 from ge2mst_jax.models import REMAT
 from ge2mst_jax.nn import NEURONS
 
