@@ -1,6 +1,7 @@
 """Token partitions and attention inside token groups. No Flax."""
 
 from ge2mst_jax.grouping.attention import (
+    attention_halves,
     attention_synops,
     group_attention,
     gw_attention,
@@ -8,16 +9,18 @@ from ge2mst_jax.grouping.attention import (
     share_heads,
     ssa,
 )
-from ge2mst_jax.grouping.partition import PARTITIONS, Scale, partition, unpartition
+from ge2mst_jax.grouping.partition import PARTITIONS, Scale, partition, read_scales, unpartition
 
 __all__ = [
     "PARTITIONS",
     "Scale",
+    "attention_halves",
     "attention_synops",
     "group_attention",
     "gw_attention",
     "keys_first",
     "partition",
+    "read_scales",
     "share_heads",
     "ssa",
     "unpartition",

@@ -1,12 +1,11 @@
 """GW-SSA, group-wise spiking self-attention: counts of coincidences inside token groups."""
 
-import functools
-
-import chex
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.grouping.partition import Scale, partition, unpartition
+from ge2mst_jax.checks import check_whole, shown
+from ge2mst_jax.grouping.partition import MAX_SIDE, Scale, partition, read_scales, unpartition
+from ge2mst_jax.spiking.operands import as_numbers
 
 
 def keys_first(tokens: int, width: int) -> bool:
@@ -18,26 +17,64 @@ def keys_first(tokens: int, width: int) -> bool:
     return width < tokens
 
 
+def group_halves(q, k, precision=None):
+    """Attention of one group and one head as two linear maps, `q kᵀ v = of_queries(of_values(v))`.
+
+    `q(kᵀv)`: `kᵀv`, then `q` times that; `(q kᵀ)v`: `A v` with `A = q kᵀ`, computed here and once, then nothing.
+
+    Args:
+        q, k, precision: as in `group_attention`; axes before the last two are groups and heads of their own.
+
+    Returns:
+        `(of_values, of_queries)`.
+
+    >>> of_values, of_queries = group_halves(jnp.ones((3, 2)), jnp.ones((3, 2)))
+    >>> of_values(jnp.ones((3, 2))).shape, of_queries(of_values(jnp.ones((3, 2))))[0]
+    ((2, 2), Array([6., 6.], dtype=float32))
+    """
+
+    def dot(a, b):
+        whole = all(jnp.issubdtype(x.dtype, jnp.integer) for x in (a, b))
+        return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.int32 if whole else jnp.float32)
+
+    if keys_first(*q.shape[-2:]):
+        return lambda v: dot(k.mT, v), lambda summed: dot(q, summed)
+    coincidences = dot(q, k.mT)
+    return lambda v: dot(coincidences, v), lambda summed: summed
+
+
 def group_attention(q, k, v, precision=None):
     """Attention of one group and one head, `q kᵀ v`: no softmax, no scale.
 
     Args:
-        q, k: `[m, d]`, binary for spiking networks.
+        q, k: `[m, d]`, binary for spiking networks; floating, integer or bool.
         v: `[m, d]`, levels or the spikes of one step.
         precision: of the products, as in `jax.lax.dot`; deployed networks ask for `"highest"`.
 
     Returns:
-        `[m, d]` float32. With binary `q, k` and integer `v` every number is an integer up to `m·d·L`.
+        `[m, d]` float32, or int32 where all three are integers. With binary `q, k` and integer `v` every number is an
+        integer up to `m·d·L`, exact in float32 below 2^24.
+
+    Raises:
+        ValueError: no numbers, or shapes that are not all `[m, d]`.
 
     >>> eye = jnp.eye(2)
     >>> group_attention(eye, jnp.ones((2, 2)), jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     Array([[4., 6.],
            [4., 6.]], dtype=float32)
     """
-    dot = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-    if keys_first(*q.shape):
-        return dot("nd,de->ne", q, dot("md,me->de", k, v))
-    return dot("nm,me->ne", dot("nd,md->nm", q, k), v)
+    q, k, v = same_shape(2, "[m, d]", q=q, k=k, v=v)
+    of_values, of_queries = group_halves(q, k, precision)
+    return of_queries(of_values(v))
+
+
+def same_shape(rank: int, axes: str, **operands):
+    """The operands as arrays of numbers, 32 bits where they are integers; a `ValueError` unless all have one shape."""
+    arrays = [as_numbers(name, x) for name, x in operands.items()]
+    if any(x.ndim != rank or x.shape != arrays[0].shape for x in arrays):
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in zip(operands, arrays, strict=True))
+        raise ValueError(f"shapes {shapes}: all must be {axes}")
+    return [x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.integer) else x for x in arrays]
 
 
 def share_heads(heads: int, scales: tuple[Scale, ...]) -> tuple[slice, ...]:
@@ -49,88 +86,172 @@ def share_heads(heads: int, scales: tuple[Scale, ...]) -> tuple[slice, ...]:
     >>> share_heads(4, (Scale("block", 7), Scale("grid", 7)))
     (slice(0, 2, None), slice(2, 4, None))
     """
+    check_whole("heads", heads, 1, MAX_SIDE)
     if not scales or heads % len(scales):
         raise ValueError(f"{heads} heads cannot be shared out equally among {len(scales)} scales")
     share = heads // len(scales)
     return tuple(slice(i * share, (i + 1) * share) for i in range(len(scales)))
 
 
-def gw_attention(q, k, v, scales: tuple[Scale, ...], precision=None):
-    """Group-wise spiking self-attention of one image: `A·v` with `A = q kᵀ` inside each token group, unscaled.
+def on_grid(grid, **operands):
+    """The operands as arrays `[..., H, W, h, d]` of numbers, and `(H, W)`.
+
+    Four axes are an image's, `[H, W, h, d]`, or a batch of token rows, `[B, N, h, d]`: only the caller knows, so that
+    the grid has to be named. Without it a square one of a single image is taken, and nothing else.
+    """
+    rank = max((jnp.ndim(x) for x in operands.values()), default=0)
+    arrays = same_shape(max(rank, 4), "[..., H, W, h, d]", **operands)
+    shape = arrays[0].shape
+    if grid is None and len(shape) == 4 and shape[0] == shape[1]:
+        grid = shape[:2]
+    if not isinstance(grid, tuple | list) or tuple(grid) != shape[-4:-2]:
+        raise ValueError(
+            f"operands of shape {shape} on grid {shown(grid)}: they must be [..., H, W, h, d], and grid=(H, W) must "
+            "name the token grid: a row of N = H·W tokens is reshaped to it first"
+        )
+    return arrays, tuple(grid)
+
+
+def attention_halves(q, k, scales, precision=None, *, grid=None):
+    """Group-wise attention as two linear maps, `gw_attention(q, k, v) = of_queries(of_values(v))`.
+
+    What arrives over several steps is added up between them: `of_values` at each step of `v`, `of_queries` once. Where
+    the order of products is `(q kᵀ)v`, `A = q kᵀ` is computed here, once.
+
+    Args:
+        q, k, scales, precision, grid: as in `gw_attention`.
+
+    Returns:
+        `of_values`: `[..., H, W, h, d]` to a tuple with one array a scale, `[..., g, h, d, d]` (`kᵀv`) or
+        `[..., g, h, m, d]` (`A v`); linear. `of_queries`: from that to `[..., H, W, h, d]`; linear.
+
+    Raises: as `gw_attention`.
+
+    >>> x = jnp.ones((4, 4, 2, 5))
+    >>> of_values, of_queries = attention_halves(x, x, ("block2", "grid4"), grid=(4, 4))
+    >>> [part.shape for part in of_values(x)]
+    [(4, 1, 4, 5), (1, 1, 5, 5)]
+    >>> bool((of_queries(of_values(x)) == gw_attention(x, x, x, ("block2", "grid4"), grid=(4, 4))).all())
+    True
+    """
+    (q, k), grid = on_grid(grid, q=q, k=k)
+    scales = read_scales(scales)
+    shares = share_heads(q.shape[-2], scales)
+
+    def cut(x):
+        """One array a scale, `[..., g, h, m, d]`."""
+        groups = (
+            _over_batch(lambda image, s=s: partition(image, s), x[..., h, :])
+            for s, h in zip(scales, shares, strict=True)
+        )
+        return [jnp.swapaxes(x, -2, -3) for x in groups]
+
+    halves = [group_halves(*operands, precision) for operands in zip(cut(q), cut(k), strict=True)]
+
+    def of_values(v):
+        (v, _q), _grid = on_grid(grid, v=v, q=q)
+        return tuple(of_v(x) for (of_v, _), x in zip(halves, cut(v), strict=True))
+
+    def of_queries(summed):
+        outputs = [jnp.swapaxes(of_q(x), -2, -3) for (_, of_q), x in zip(halves, summed, strict=True)]
+        images = [
+            _over_batch(lambda groups, s=s: unpartition(groups, s, *grid), x)
+            for s, x in zip(scales, outputs, strict=True)
+        ]
+        return jnp.concatenate(images, -2)  # [..., H, W, h, d]
+
+    return of_values, of_queries
+
+
+def _over_batch(function, x):
+    """A function of one image's array, with four axes, over whatever axes come before them."""
+    for _ in range(x.ndim - 4):
+        function = jax.vmap(function)
+    return function(x)
+
+
+def gw_attention(q, k, v, scales, precision=None, *, grid=None):
+    """Group-wise spiking self-attention: `A·v` with `A = q kᵀ` inside each token group, unscaled.
 
     Heads are shared out among the scales; each scale cuts the token grid into groups of `m` tokens that
     attend to each other. Costs `2·N·min(m, d)·d` products a head instead of `2·N²·d`, additions all of them when the
     operands are spikes.
 
     Args:
-        q, k, v: `[H, W, h, d]`; `q`, `k` binary, `v` levels or one step's spikes.
-        scales: one or more; each must divide the token grid.
+        q, k, v: `[..., H, W, h, d]`, floating, integer or bool; `q`, `k` binary, `v` levels or one step's spikes. Axes
+            before `H` are a batch.
+        scales: one or more `Scale`s or texts, `("block7", "grid7")`; each must divide the token grid.
         precision: as in `group_attention`.
+        grid: `(H, W)`. Without it only a single image with a square grid, `[H, H, h, d]`, is taken.
 
     Returns:
-        `[H, W, h, d]` float32.
+        `[..., H, W, h, d]` float32, or int32 where all three are integers.
 
     Raises:
-        ValueError: a scale that does not divide the grid, or heads that the scales cannot share.
-        AssertionError: shapes that differ.
+        ValueError: no numbers, shapes that differ or are not on the grid, a scale that does not divide it, heads that
+            the scales cannot share.
 
     Source: our reading of GW-SSA in the abstract of arXiv:2604.08894, whose formula is not public to us.
 
     >>> x = jnp.ones((4, 4, 2, 3))
-    >>> gw_attention(x, x, x, (Scale("block", 2), Scale("grid", 4)))[0, 0, :, 0]
+    >>> gw_attention(x, x, x, ("block2", "grid4"), grid=(4, 4))[0, 0, :, 0]
     Array([12., 48.], dtype=float32)
     """
-    chex.assert_rank(v, 4)
-    chex.assert_equal_shape([q, k, v])
-    height, width, heads, _ = v.shape
-    over_heads = jax.vmap(functools.partial(group_attention, precision=precision), in_axes=1, out_axes=1)
-    outputs = []
-    for scale, share in zip(scales, share_heads(heads, scales), strict=True):
-        groups = [partition(x[:, :, share], scale) for x in (q, k, v)]  # [g, m, h, d]
-        outputs.append(unpartition(jax.vmap(over_heads)(*groups), scale, height, width))
-    return jnp.concatenate(outputs, axis=2)  # [H, W, h, d]
+    (q, k, v), grid = on_grid(grid, q=q, k=k, v=v)
+    of_values, of_queries = attention_halves(q, k, scales, precision, grid=grid)
+    return of_queries(of_values(v))
 
 
-def ssa(q, k, v, precision=None):
+def ssa(q, k, v, precision=None, *, grid=None):
     """Spiking self-attention over the whole token grid: `gw_attention` with one group.
 
-    Args, Returns: as `gw_attention`.
+    Args, Returns, Raises: as `gw_attention`.
 
     Source: Zhou et al., ICLR 2023 (Spikformer), without its constant scale.
 
     >>> x = jnp.ones((2, 3, 1, 4))
-    >>> ssa(x, x, x)[0, 0, 0]
+    >>> ssa(x, x, x, grid=(2, 3))[0, 0, 0]
     Array([24., 24., 24., 24.], dtype=float32)
     """
-    return gw_attention(q, k, v, (Scale("block", v.shape[:2]),), precision)
+    (q, k, v), grid = on_grid(grid, q=q, k=k, v=v)
+    return gw_attention(q, k, v, Scale("block", grid), precision, grid=grid)
 
 
-def attention_synops(q, k, v_spikes, scales: tuple[Scale, ...]):
-    """Synops of one image's attention, in the order of products that `gw_attention` takes.
+def attention_synops(q, k, v_spikes, scales, *, grid=None):
+    """Synops of each image's attention, in the order of products that `gw_attention` takes.
 
     `(q kᵀ)v`: one accumulate for every coincidence of a `q` and a `k` spike, then every `v` spike adds a
     column of `A` to the group's `m` outputs: `ΣA + m·Σv`. `q(kᵀv)`: one for every coincidence of a `k`
     and a `v` spike of one token, then every `q` spike adds a row of width `d`: `Σ_j (Σ_d k)(Σ_d v) + d·Σq`.
 
     Args:
-        q, k: `[H, W, h, d]`, binary.
-        v_spikes: `[H, W, h, d]`, number of spikes of each `v` neuron over all its steps.
-        scales: as in `gw_attention`.
+        q, k: `[..., H, W, h, d]`, binary.
+        v_spikes: `[..., H, W, h, d]`, number of spikes of each `v` neuron over all its steps.
+        scales, grid: as in `gw_attention`.
 
     Returns:
-        int32 scalar.
+        int32 `[...]`, one count an image.
+
+    Raises: as `gw_attention`.
 
     >>> ones = jnp.ones((2, 2, 1, 4))
-    >>> int(attention_synops(ones, ones, ones, (Scale("block", 2),)))
+    >>> int(attention_synops(ones, ones, ones, "block2", grid=(2, 2)))
     128
     """
-    q, k, v_spikes = (x.astype(jnp.int32) for x in (q, k, v_spikes))
-    heads, width = q.shape[2:]
-    total = jnp.zeros((), jnp.int32)
-    for scale, share in zip(scales, share_heads(heads, scales), strict=True):
-        qs, ks, vs = (partition(x[:, :, share], scale) for x in (q, k, v_spikes))  # [g, m, h, d]
-        if keys_first(scale.tokens, width):
-            total += jnp.sum(ks.sum(3) * vs.sum(3)) + width * qs.sum()
-        else:
-            total += jnp.sum(qs.sum(1) * ks.sum(1)) + scale.tokens * vs.sum()
-    return total
+    arrays, grid = on_grid(grid, q=q, k=k, v_spikes=v_spikes)
+    scales = read_scales(scales)
+    shares = share_heads(arrays[0].shape[-2], scales)
+
+    def of_image(q, k, v):
+        total = jnp.zeros((), jnp.int32)
+        for scale, share in zip(scales, shares, strict=True):
+            qs, ks, vs = (partition(x[:, :, share], scale) for x in (q, k, v))  # [g, m, h, d]
+            if keys_first(scale.tokens, q.shape[-1]):
+                total += jnp.sum(ks.sum(3) * vs.sum(3)) + q.shape[-1] * qs.sum()
+            else:
+                total += jnp.sum(qs.sum(1) * ks.sum(1)) + scale.tokens * vs.sum()
+        return total
+
+    for _ in range(arrays[0].ndim - 4):
+        of_image = jax.vmap(of_image)
+    return of_image(*(x.astype(jnp.int32) for x in arrays))

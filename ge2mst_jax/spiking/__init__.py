@@ -5,7 +5,6 @@ from ge2mst_jax.spiking.neurons import (
     ExpGParams,
     ExpGState,
     LIFParams,
-    align,
     charge_step,
     expg_charge,
     expg_fire,
@@ -16,9 +15,11 @@ from ge2mst_jax.spiking.neurons import (
     lif_step,
     plif_params,
 )
+from ge2mst_jax.spiking.operands import align
 from ge2mst_jax.spiking.scan import scan_time
 from ge2mst_jax.spiking.surrogate import SURROGATES, heaviside
 from ge2mst_jax.spiking.twins import (
+    expg_activation,
     expg_spike_count,
     expg_twin,
     ladder_levels,
@@ -35,6 +36,7 @@ __all__ = [
     "SpikeCode",
     "align",
     "charge_step",
+    "expg_activation",
     "expg_charge",
     "expg_fire",
     "expg_spike_count",

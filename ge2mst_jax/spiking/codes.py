@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 
 import jax.numpy as jnp
 import numpy as np
 
+from ge2mst_jax.checks import check_whole, shown
+from ge2mst_jax.spiking.operands import as_numbers
+
 MAX_LEVEL = 255
 
-_TEXT = re.compile(r"(\d+)x(\d+)(?:/(\d+))?(?:\+(\d+(?:,\d+)*))?", re.ASCII)
+_TEXT = re.compile(r"(\d{1,4})x(\d{1,4})(?:/(\d{1,4}))?(?:\+(\d{1,4}(?:,\d{1,4})*))?", re.ASCII)
 _FORM = (
     "a spike code is written GxK[/cap][+s1,...,sG]: G groups of K steps, at most `cap` spikes "
     "a group, group g's weights shifted by 2^s_g; e.g. '2x2', '1x4', '2x3/1', '2x2+1,0'"
@@ -52,18 +56,22 @@ class SpikeCode:
     shifts: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("groups", "steps_per_group"):
-            value = getattr(self, name)
-            if not 1 <= value <= MAX_LEVEL:
-                raise ValueError(f"{name} is {value}: it must be 1 to {MAX_LEVEL}; {_FORM}")
-        if self.cap is not None and not 1 <= self.cap <= self.steps_per_group:
-            raise ValueError(f"cap is {self.cap}: it must be 1 to {self.steps_per_group}, the steps per group; {_FORM}")
-        if self.shifts and len(self.shifts) != self.groups:
-            raise ValueError(f"{len(self.shifts)} shifts for {self.groups} groups: one a group; {_FORM}")
-        if any(b > a for a, b in zip(self.shifts, self.shifts[1:], strict=False)) or min(self.shifts, default=0) < 0:
+        try:
+            for name in ("groups", "steps_per_group"):
+                object.__setattr__(self, name, check_whole(name, getattr(self, name), 1, MAX_LEVEL))
+            if self.cap is not None:
+                object.__setattr__(self, "cap", check_whole("cap", self.cap, 1, self.steps_per_group))
+            if not isinstance(self.shifts, tuple | list):
+                raise ValueError(f"shifts are {shown(self.shifts)}: they must be whole numbers, one a group")
+            shifts = tuple(check_whole("shift", shift, 0, MAX_LEVEL) for shift in self.shifts)
+        except ValueError as error:
+            raise ValueError(f"{error}; {_FORM}") from None
+        object.__setattr__(self, "shifts", shifts)
+        if shifts and len(shifts) != self.groups:
+            raise ValueError(f"{len(shifts)} shifts for {self.groups} groups: one a group; {_FORM}")
+        if any(b > a for a, b in itertools.pairwise(shifts)):
             raise ValueError(
-                f"shifts {self.shifts}: they must be >= 0 and must not increase with time, "
-                f"or greedy encoding misses levels; {_FORM}"
+                f"shifts {shifts}: they must not increase with time, or greedy encoding misses levels; {_FORM}"
             )
         # One value, one object: a cap of K and all-zero shifts say nothing.
         if self.cap == self.steps_per_group:
@@ -83,7 +91,7 @@ class SpikeCode:
         """
         match = _TEXT.fullmatch(text.strip()) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"{text!r} is not a spike code: {_FORM}")
+            raise ValueError(f"{shown(text)} is not a spike code: {_FORM}")
         groups, steps, cap, shifts = match.groups()
         return cls(
             int(groups),
@@ -154,18 +162,24 @@ class SpikeCode:
         """Greedy spike train of each level, `s_t = [left >= w_t]`.
 
         Args:
-            levels: any shape and numeric dtype, values `0..L`; others are clipped into the range
+            levels: any shape, floating, integer or bool, values `0..L`; others are clipped into the range
                 and projected to the next level below.
 
         Returns:
-            `[T, ...]`, 0 or 1 in the dtype of `levels`.
+            `[T, ...]`, 0 or 1 in the dtype of `levels`; no gradient passes.
+
+        Raises:
+            ValueError: no numbers.
 
         >>> SpikeCode.parse("2x2").encode(jnp.array([0, 3, 5])).T
         Array([[0, 0, 0, 0],
                [1, 1, 0, 0],
                [1, 1, 1, 0]], dtype=int32)
         """
-        left, fired, spikes = jnp.asarray(levels), None, []
+        left, fired, spikes = as_numbers("levels", levels), None, []
+        dtype = jnp.result_type(levels)
+        if dtype == jnp.int8:  # does not hold the weight 128
+            left = left.astype(jnp.int32)
         for t, weight in enumerate(self.step_weights):
             fires = left >= weight
             if t % self.steps_per_group == 0:
@@ -175,7 +189,7 @@ class SpikeCode:
             spike = fires.astype(left.dtype)
             left, fired = left - weight * spike, fired + spike
             spikes.append(spike)
-        return jnp.stack(spikes)
+        return jnp.stack(spikes).astype(dtype)
 
     def decode(self, spikes):
         """Levels of a spike train, `n = Σ_t w_t s_t`.
@@ -190,11 +204,15 @@ class SpikeCode:
         >>> code.decode(code.encode(jnp.arange(16)))
         Array([ 0,  1,  2,  3,  4,  5,  6,  7,  8,  9, 10, 11, 12, 13, 14, 15],      dtype=int32)
         """
-        spikes = jnp.asarray(spikes)
+        spikes = self.check_train(as_numbers("spikes", spikes))
+        if jnp.issubdtype(spikes.dtype, jnp.integer) and jnp.iinfo(spikes.dtype).max < MAX_LEVEL:
+            spikes = spikes.astype(jnp.int32)
+        return sum(weight * spikes[t] for t, weight in enumerate(self.step_weights))
+
+    def check_train(self, spikes):
+        """Spikes as they are, if their first axis is this code's `T` steps; else a `ValueError`."""
         if spikes.shape[:1] != (self.num_steps,):
             raise ValueError(
                 f"spikes of shape {spikes.shape} under code {self}: the first axis must be T = {self.num_steps}"
             )
-        if spikes.dtype in (jnp.bool_, jnp.int8):
-            spikes = spikes.astype(jnp.int32)
-        return sum(weight * spikes[t] for t, weight in enumerate(self.step_weights))
+        return spikes

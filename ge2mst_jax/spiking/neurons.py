@@ -5,7 +5,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import check_choice
 from ge2mst_jax.spiking.codes import SpikeCode
+from ge2mst_jax.spiking.operands import (
+    align,
+    as_floats,
+    as_numbers,
+    charged,
+    check_known,
+    forward_only,
+    meant,
+    operands,
+)
 from ge2mst_jax.spiking.scan import scan_time
 from ge2mst_jax.spiking.surrogate import heaviside
 
@@ -30,20 +41,21 @@ def charge_step(params, membrane, inputs):
     Args:
         params: unused (`None`): charging has no parameters.
         membrane: `V`, any shape.
-        inputs: `(w_t, x_t)`: the step's weight and what its spikes brought, `x_t = W s_t`.
+        inputs: `(w_t, x_t)`: the step's weight and what its spikes brought, `x_t = W s_t`; `V` and `x_t` may be
+            pytrees of arrays.
 
     Returns:
         `(V, None)`.
 
     >>> charge_step(None, jnp.array(0.5), (2.0, jnp.array(0.25)))[0]
-    Array(1., dtype=float32, weak_type=True)
+    Array(1., dtype=float32)
     """
     weight, arrived = inputs
-    return membrane + weight * arrived, None
+    return jax.tree.map(lambda v, x: v + jnp.asarray(weight, x.dtype) * x, membrane, arrived), None
 
 
 def fire_step(params: ExpGParams, state: ExpGState, inputs):
-    """One step of firing, `s_t = [V >= θ w_t]` and not refractory, `V ← V - θ w_t s_t`.
+    """One step of firing, `s_t = [V >= θ w_t]` and not refractory, `V ← V - θ w_t s_t`; it passes no gradient.
 
     Args:
         params: `ExpGParams`; the threshold broadcasts against the membrane's last axes.
@@ -58,14 +70,15 @@ def fire_step(params: ExpGParams, state: ExpGState, inputs):
     Array([1., 0.], dtype=float32)
     """
     weight, starts = inputs
+    membrane = forward_only(state.membrane)
     step = params.threshold * weight
     fired = jnp.where(starts, 0, state.fired)
-    fires = state.membrane >= step
+    fires = membrane >= step
     if params.cap is not None:
         fires = fires & (fired < params.cap)
-    spikes = fires.astype(state.membrane.dtype)
+    spikes = fires.astype(membrane.dtype)
     # Selected, not multiplied: a spike gates the subtraction.
-    membrane = jnp.where(fires, state.membrane - step, state.membrane)
+    membrane = jnp.where(fires, membrane - step, membrane)
     return ExpGState(membrane, fired + spikes), spikes
 
 
@@ -73,41 +86,60 @@ def expg_charge(linear_map, spikes, code: SpikeCode):
     """Current that a spike train causes, `Σ_t w_t · (W s_t)`, one step at a time.
 
     Args:
-        linear_map: `W`, from one step's spikes `[...]` to what arrives.
-        spikes: `[T, ...]`, 0 or 1, floating.
+        linear_map: `W`, from one step's spikes `[...]` to what arrives: an array, or a pytree of arrays.
+        spikes: `[T, ...]`, 0 or 1, floating or integer; bools become int32.
         code: the sender's code.
 
     Returns:
-        The shape of `linear_map(spikes[0])`.
+        The shape of `linear_map(spikes[0])`, in its types; narrow integers are added up in int32.
+
+    Raises:
+        ValueError: spikes that are no numbers, or not of the code's `T` steps.
 
     >>> code = SpikeCode.parse("2x2")
     >>> expg_charge(lambda s: 0.5 * s, code.encode(jnp.array([5.0])), code)
     Array([2.5], dtype=float32)
     """
-    weights = jnp.asarray(code.step_weights, spikes.dtype)
+    spikes = code.check_train(as_numbers("spikes", spikes))
+    weights = jnp.asarray(code.step_weights)
+
+    def arrive(arriving):
+        return jax.tree.map(widened, linear_map(arriving))
 
     def step(params, membrane, inputs):
         weight, arriving = inputs
-        return charge_step(params, membrane, (weight, linear_map(arriving)))
+        return charge_step(params, membrane, (weight, arrive(arriving)))
 
-    first = weights[0] * linear_map(spikes[0])
+    first = jax.tree.map(lambda x: jnp.asarray(weights[0], x.dtype) * x, arrive(spikes[0]))
     return first if code.num_steps == 1 else scan_time(step, None, first, (weights[1:], spikes[1:]), unroll=False)[0]
+
+
+def widened(x):
+    """Integers that may be too narrow for a sum of levels, as int32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.int32)) if not jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def expg_fire(current, threshold, code: SpikeCode):
     """Spike train of ExpG-IF neurons: the membrane starts at `I + θ/2` and fires greedily.
 
     `s_t = [V ≥ θ w_t]` (and not refractory), `V ← V - θ w_t s_t`, for `t = 0..T-1`. Layer-synchronous: `current`
-    is the sum over the sender's whole spike train, so a layer adds `T` steps of latency. Where `I`, `θ`
-    and `θ/2` lie on one fixed-point grid within its bound, `code.decode` of the result is `expg_twin`.
+    is the sum over the sender's whole spike train, so a layer adds `T` steps of latency. `code.decode` of the result
+    is `expg_twin`, exactly, where both are integers, where both are bfloat16 or float16, and where `I`, `θ` and `θ/2`
+    lie on one fixed-point grid within its bound; else within a few ulps of a tie.
 
     Args:
-        current: `I`, `[...]`, floating.
-        threshold: `θ > 0`, scalar or broadcasting to `current`.
+        current: `I`, `[...]`, floating or integer. Integers with an integer threshold are fired in integers; everything
+            else in float32 (float64 where an argument is). A nan fires nothing.
+        threshold: `θ`, scalar or broadcasting to `current`'s last axes, above 0 and finite, `1e-30..1e30`. One
+            that only shows inside `jit` and is not so fires nothing, as its twin's level is 0.
         code: the neuron's code.
 
     Returns:
-        Spikes `[T, ...]`, 0 or 1 in the current's dtype.
+        Spikes `[T, ...]`, 0 or 1 in the current's floating type, or int32.
+
+    Raises:
+        ValueError: no numbers, a known threshold out of range, one that is broader than the current; or a gradient is
+            asked for: firing passes none, train with `expg_activation` or `expg_twin`.
 
     Source: our reading of the abstract of arXiv:2604.08894; greedy firing as in FS neurons
     (Stöckl & Maass 2021).
@@ -118,22 +150,13 @@ def expg_fire(current, threshold, code: SpikeCode):
            [1., 1., 0., 0.],
            [1., 1., 1., 1.]], dtype=float32)
     """
-    current = jnp.asarray(current)
-    threshold = jnp.asarray(threshold, current.dtype)
-    membrane = current + align(threshold / 2, current)
-    params = ExpGParams(align(threshold, current), code.cap)
+    current, theta, dtype = operands(current, threshold)
+    current, theta = meant(current, theta)
+    membrane = charged(current, theta)
     starts = jnp.asarray([t % code.steps_per_group == 0 for t in range(code.num_steps)])
-    weights = jnp.asarray(code.step_weights, current.dtype)
-    return scan_time(fire_step, params, ExpGState(membrane, jnp.zeros_like(membrane)), (weights, starts))[1]
-
-
-def align(x, like):
-    """Views `x` over the last axes of `like`, rank for rank: broadcasting that says what it means.
-
-    >>> align(jnp.ones(3), jnp.ones((2, 4, 3))).shape
-    (1, 1, 3)
-    """
-    return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
+    weights = jnp.asarray(code.step_weights, membrane.dtype)
+    state = ExpGState(membrane, jnp.zeros_like(membrane))
+    return scan_time(fire_step, ExpGParams(theta, code.cap), state, (weights, starts))[1].astype(dtype)
 
 
 class LIFParams(NamedTuple):
@@ -158,69 +181,94 @@ def if_params(**changes) -> LIFParams:
     return LIFParams(1.0, 1.0, **changes)
 
 
-def lif_params(tau: float = 2.0, **changes) -> LIFParams:
+def lif_params(tau=2.0, **changes) -> LIFParams:
     """Leaky integrate-and-fire: `V ← V + (x - V)/τ`, `τ >= 1` in steps.
+
+    Args:
+        tau: a number, or an array with one for each neuron that broadcasts to the current's last axes; may be traced.
+        changes: other fields of `LIFParams`.
+
+    Raises:
+        ValueError: a known `τ` that is no finite number of at least 1.
 
     >>> lif_params(4.0).leak
     0.75
     """
-    if not tau >= 1:
-        raise ValueError(f"tau is {tau}: a leaky neuron's time constant is at least 1 step")
+    if isinstance(tau, bool):
+        raise ValueError(f"tau is {tau}: it must be finite and at least 1 step")
+    tau = tau if isinstance(tau, int | float) else as_floats("tau", tau)
+    check_known("tau", jnp.asarray(tau), lambda t: (t >= 1) & (t < jnp.inf), "finite and at least 1 step")
     return LIFParams(1.0 - 1.0 / tau, 1.0 / tau, **changes)
 
 
 def plif_params(raw_leak, **changes) -> LIFParams:
-    """Parametric LIF (Fang et al. 2021): `1/τ = σ(raw_leak)` is learned, one scalar a layer.
+    """Parametric LIF (Fang et al. 2021): `1/τ = σ(raw_leak)` is learned, one scalar a layer or one a neuron.
 
     >>> plif_params(jnp.array(0.0)).gain
     Array(0.5, dtype=float32, weak_type=True)
     """
-    gain = jax.nn.sigmoid(raw_leak)
+    gain = jax.nn.sigmoid(as_floats("raw_leak", raw_leak))
     return LIFParams(1.0 - gain, gain, **changes)
 
 
 def lif_step(params: LIFParams, membrane, current):
     """One step: charge `V ← leak·V + gain·x`, fire `s = [V ≥ θ]`, reset `V ← V - θs` (soft) or `V(1-s)` (hard).
 
-    The spike's gradient is the surrogate's; the reset passes none (it is detached).
+    The spike's gradient is the surrogate's; the reset passes none (it is detached). Computed in float32, or float64
+    where an argument is.
 
     Args:
-        params: `LIFParams`.
-        membrane: `V`, any shape.
-        current: `x`, the same shape.
+        params: `LIFParams`; its numbers broadcast to the current's last axes.
+        membrane: `V`, any shape, floating.
+        current: `x`, the same shape, floating; integers become float32.
 
     Returns:
-        `(membrane, spikes)`.
+        `(membrane, spikes)`, in the types of membrane and current.
 
     Raises:
-        ValueError: an unknown reset.
+        ValueError: an unknown reset or surrogate, parameters that do not fit the current or, where known, are not
+            finite, a known threshold that is not above 0.
 
     >>> lif_step(lif_params(2.0), jnp.array([0.0, 1.0]), jnp.array([1.0, 1.5]))
     (Array([0.5 , 0.25], dtype=float32), Array([0., 1.], dtype=float32))
     """
-    if params.reset not in RESETS:
-        raise ValueError(f"unknown reset {params.reset!r}: known are {', '.join(RESETS)}")
-    membrane = params.leak * membrane + params.gain * current
-    spikes = heaviside(membrane - params.threshold, params.surrogate)
+    check_choice("reset", params.reset, RESETS)
+    membrane, current = as_floats("membrane", membrane), as_floats("current", current)
+    if membrane.shape != current.shape:
+        raise ValueError(
+            f"current of shape {current.shape} under a membrane of shape {membrane.shape}: they must be equal"
+        )
+    numbers = [as_floats(name, getattr(params, name)) for name in ("leak", "gain", "threshold")]
+    for name, x in zip(("leak", "gain", "threshold"), numbers, strict=True):
+        check_known(name, x, jnp.isfinite, "finite")
+    check_known("threshold", numbers[2], lambda theta: theta > 0, "above 0")
+    kind = jnp.result_type(jnp.float32, membrane, current, *numbers)
+    leak, gain, threshold = (align(x.astype(kind), current) for x in numbers)
+    charge = leak * membrane.astype(kind) + gain * current.astype(kind)
+    spikes = heaviside(charge - threshold, params.surrogate)
     fired = jax.lax.stop_gradient(spikes)
-    if params.reset == "soft":
-        membrane = membrane - params.threshold * fired
-    else:
-        membrane = membrane * (1.0 - fired)
-    return membrane, spikes
+    # Selected, not multiplied, where the reset is hard: a membrane may be infinite.
+    after = charge - threshold * fired if params.reset == "soft" else jnp.where(fired > 0, 0, charge)
+    return after.astype(membrane.dtype), spikes.astype(current.dtype)
 
 
 def lif_fire(currents, params: LIFParams):
     """Spike train of (leaky) integrate-and-fire neurons whose current arrives step by step.
 
     Args:
-        currents: `[T, ...]`, floating.
+        currents: `[T, ...]`, floating; integers become float32. The membrane is float32, or float64 with its currents.
         params: from `if_params`, `lif_params` or `plif_params`.
 
     Returns:
-        Spikes `[T, ...]`.
+        Spikes `[T, ...]`, in the currents' type.
+
+    Raises: as `lif_step`; currents without a time axis.
 
     >>> lif_fire(jnp.full((4, 1), 0.6), if_params())[:, 0]
     Array([0., 1., 0., 1.], dtype=float32)
     """
-    return scan_time(lif_step, params, jnp.zeros_like(currents[0]), currents)[1]
+    currents = as_floats("currents", currents)
+    if currents.ndim == 0 or currents.shape[0] == 0:
+        raise ValueError(f"currents of shape {currents.shape}: they must be [T, ...], of 1 step or more")
+    first = jnp.zeros_like(currents[0], jnp.promote_types(currents.dtype, jnp.float32))
+    return scan_time(lif_step, params, first, currents)[1]

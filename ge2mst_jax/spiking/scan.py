@@ -21,10 +21,16 @@ def scan_time(step, params, state, inputs, unroll: bool = True):
     Returns:
         The last state and the outputs, `[T, ...]`.
 
+    Raises:
+        ValueError: inputs that have no common time axis of 1 step or more.
+
     >>> import jax.numpy as jnp
     >>> scan_time(lambda p, v, x: (v + p * x, v), 2.0, jnp.array(0.0), jnp.array([1.0, 2.0, 3.0]))[1].tolist()
     [0.0, 2.0, 6.0]
     """
-    length = jax.tree.leaves(inputs)[0].shape[0]
+    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(inputs)}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        raise ValueError(f"inputs of {sorted(lengths)} time steps: all must be [T, ...] of one T, 1 or more")
+    ((length,),) = lengths
     written_out = unroll and length <= MAX_UNROLL
     return jax.lax.scan(functools.partial(step, params), state, inputs, unroll=length if written_out else 1)

@@ -6,6 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import check_choice, check_number
+from ge2mst_jax.spiking.operands import as_floats
+
 _GRADIENTS = {
     "triangle": lambda x, width: jnp.maximum(0.0, 1.0 - jnp.abs(x) / width) / width,
     "arctan": lambda x, width: 1.0 / (width * (1.0 + jnp.square(math.pi * x / width))),
@@ -14,7 +17,6 @@ _GRADIENTS = {
 SURROGATES = tuple(_GRADIENTS)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def heaviside(x, surrogate: str = "triangle", width: float = 1.0):
     """`[x >= 0]` forward, a smooth bump of area 1 backward.
 
@@ -25,25 +27,29 @@ def heaviside(x, surrogate: str = "triangle", width: float = 1.0):
     | `sigmoid` | `σ'(4x/w)·4/w` |
 
     Args:
-        x: membrane minus threshold, any shape, floating.
+        x: membrane minus threshold, any shape, floating; integers become float32.
         surrogate: one of `SURROGATES`.
-        width: `> 0`; `1/width` is the gradient at 0.
+        width: a number above 0, at most 1e6; `1/width` is the gradient at 0.
 
     Returns:
         0 or 1, in the dtype of `x`.
 
     Raises:
-        ValueError: an unknown surrogate.
+        ValueError: no numbers, an unknown surrogate, a width out of range.
 
     >>> float(jax.grad(heaviside)(0.25))
     0.75
     """
-    if surrogate not in _GRADIENTS:
-        raise ValueError(f"unknown surrogate {surrogate!r}: known are {', '.join(SURROGATES)}")
-    return jnp.asarray(x >= 0, jnp.result_type(x))
+    check_choice("surrogate", surrogate, SURROGATES)
+    return _heaviside(as_floats("x", x), surrogate, check_number("width", width, 0, 1e6, above=True))
 
 
-@heaviside.defjvp
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _heaviside(x, surrogate, width):
+    return (x >= 0).astype(x.dtype)
+
+
+@_heaviside.defjvp
 def _heaviside_jvp(surrogate, width, primals, tangents):
     (x,), (dx,) = primals, tangents
-    return heaviside(x, surrogate, width), _GRADIENTS[surrogate](x, width) * dx
+    return _heaviside(x, surrogate, width), _GRADIENTS[surrogate](x, width) * dx

@@ -1,8 +1,12 @@
-"""Twins: the one-pass closed form of neurons that send levels, with hand-written backward passes.
+"""Twins: the one-pass closed form of neurons that send levels, with derivatives that are stated, not traced.
 
-A twin returns levels `n`; the value that it stands for is `θ·n`. Its backward pass is that of this value, with the
-outer `θ` held: take `stop_gradient(θ)·n` (as `nn.Signal` does) and every gradient is right. So nothing but the current
-is kept, which the compiler computes anew from what a BatchNorm keeps anyway.
+A twin returns levels `n`; the value that it stands for is `θ·n`. Its derivative is that of this value, with the
+outer `θ` held: take `stop_gradient(θ)·n` (as `nn.Signal` does) and every gradient is right; `expg_activation` gives the
+value itself. The backward pass keeps nothing but the current, which the
+compiler computes anew from what a BatchNorm keeps anyway; forward mode works too.
+
+Types, of all functions here: integer currents with integer thresholds are computed in integers, exactly; everything
+else in float32 (float64 where an argument is), whatever mixture comes. Levels have the current's floating type.
 """
 
 import functools
@@ -11,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ge2mst_jax.spiking.codes import SpikeCode
-from ge2mst_jax.spiking.neurons import align
+from ge2mst_jax.spiking.operands import FLOATS, charged, forward_only, meant, operands
 
 
 def project(levels, code: SpikeCode):
@@ -26,75 +30,100 @@ def project(levels, code: SpikeCode):
     return code.decode(code.encode(levels)) if code.has_gaps else levels
 
 
-def _staircase(current, threshold, code):
-    theta = align(threshold, current)
-    # No rounded quotient meets every tie. This one is the level or the one below; an exact comparison says which.
-    below = jnp.floor(current * (1 / theta) + 0.499)
-    more = current + theta / 2 >= (below + 1) * theta
-    return project(jnp.clip(below + more, 0, code.max_level), code)
+def _staircase(current, theta, code):
+    current, theta = meant(current, theta)
+    membrane = charged(current, theta)
+    if jnp.issubdtype(current.dtype, jnp.integer):
+        level = membrane // theta
+    else:
+        # No rounded quotient meets every tie. This one is the level or the one below; an exact comparison says which.
+        below = jnp.floor(current * (1 / theta) + 0.499)
+        level = below + (membrane >= (below + 1) * theta)
+    return project(jnp.clip(level, 0, code.max_level), code)
 
 
-def _sum_to(gradient, threshold):
-    """Sums a gradient over the axes along which the threshold was broadcast."""
-    axes = range(gradient.ndim)
-    kept = [axis for axis, size in zip(reversed(axes), reversed(threshold.shape), strict=False) if size != 1]
-    summed = jnp.sum(gradient, axis=[axis for axis in axes if axis not in kept])
-    return summed.reshape(threshold.shape).astype(threshold.dtype)
+def _twin(slope):
+    """A staircase whose derivative is the value's, `slope`, divided by `θ`: what is returned are levels."""
 
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+    def twin(current, theta, code):
+        return _staircase(current, theta, code)
 
-def _twin(to_top):
-    """A staircase whose backward pass is the value's: `g` inside `[0, θL]`, and `to_top` of the gradient `g` for `θL`.
+    @twin.defjvp
+    def tangent(code, primals, tangents):
+        return twin(*primals, code), _kept_small(slope, code, primals, tangents, of_levels=True)
 
-    Levels are returned, so what arrives is `θ·g` and what leaves is divided by `θ` again.
-    """
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-    def twin(current, threshold, code, dtype):
-        return _staircase(current, threshold, code).astype(dtype)
-
-    def forward(current, threshold, code, dtype):
-        return twin(current, threshold, code, dtype), (current, threshold)
-
-    def backward(code, dtype, residuals, gradient):
-        current, threshold = residuals
-        theta, gradient = align(threshold, current), gradient.astype(current.dtype)
-        inside = (current >= 0) & (current <= theta * code.max_level)
-        # Factors wait until after the sum: before it the compiler would keep them as large as the layer.
-        moved = _sum_to(to_top(gradient, current, theta, code), threshold) * code.max_level / threshold
-        return jnp.where(inside, gradient / theta, 0), moved
-
-    twin.defvjp(forward, backward)
     return twin
 
 
-def _expg_to_top(gradient, current, theta, code):
-    return jnp.where(current > theta * code.max_level, gradient, 0)
+def _kept_small(slope, code, primals, tangents, of_levels):
+    """A derivative of which the backward pass keeps the current and the threshold alone, no mask and no product."""
+
+    def moved(current, theta, d_current, d_theta):
+        current, theta = meant(current, theta)
+        # Divided while it is as small as the threshold: after the transposition that is after the sum.
+        unit = theta if of_levels else 1
+        return slope(current, theta, code, d_current / unit, d_theta / unit)
+
+    return jax.checkpoint(moved, prevent_cse=False)(*primals, *tangents)
 
 
-def _qcfs_to_top(gradient, current, theta, code):
-    error = jnp.where(current < 0, 0, _staircase(current, theta, code) - current / theta) / code.max_level
-    return jnp.where(current > theta * code.max_level, 1, error) * gradient
+def _expg_slope(current, theta, code, d_current, d_theta):
+    top = theta * code.max_level
+    inside = (current >= 0) & (current <= top)
+    return jnp.where(inside, d_current, 0) + jnp.where(current > top, code.max_level * d_theta, 0)
 
 
-_expg = _twin(_expg_to_top)
-_qcfs = _twin(_qcfs_to_top)
+def _qcfs_slope(current, theta, code, d_current, d_theta):
+    top = theta * code.max_level
+    inside = (current >= 0) & (current <= top)
+    error = jnp.where(
+        inside, _staircase(current, theta, code) - current / theta, jnp.where(current > top, code.max_level, 0)
+    )
+    return jnp.where(inside, d_current, 0) + error * d_theta
+
+
+def _count_slope(current, theta, code, d_current, d_theta):
+    level = jnp.clip(current / theta, 0, code.max_level)
+    counts = jnp.asarray(code.spike_counts, current.dtype)
+    slopes = jnp.append(counts[1:] - counts[:-1], 0)
+    inside = (current >= 0) & (level < code.max_level)
+    slope = jnp.where(inside, slopes[jnp.floor(level).astype(jnp.int32)], 0)
+    return slope * d_current - slope * level * d_theta
+
+
+_expg = _twin(_expg_slope)
+_qcfs = _twin(_qcfs_slope)
+
+
+def _levels(twin, current, threshold, code, dtype):
+    current, theta, own = operands(current, threshold)
+    if dtype is not None and jnp.dtype(dtype).name not in FLOATS:
+        raise ValueError(f"dtype of levels is {jnp.dtype(dtype)}: it must be one of {', '.join(FLOATS)}")
+    return twin(current, theta, code).astype(own if dtype is None else dtype)
 
 
 def expg_twin(current, threshold, code: SpikeCode, dtype=None):
     """Levels of ExpG-IF neurons in one pass, `n = project(clip(⌊I/θ + ½⌋, 0, L))`.
 
-    Backward, for the value `θn` with the outer `θ` held: `∂(θn)/∂I` is 1 inside `[0, θL]` and 0 outside, `∂(θn)/∂θ`
+    Derivative, of the value `θn` with the outer `θ` held: `∂(θn)/∂I` is 1 inside `[0, θL]` and 0 outside, `∂(θn)/∂θ`
     is `L` where `I > θL` and 0 elsewhere: only saturated currents move the threshold. Cost and memory do not depend
-    on `T`.
+    on `T`. Works in reverse and forward mode.
 
     Args:
-        current: `I`, `[...]`, floating; use float32, bf16 flips levels.
-        threshold: `θ > 0`, scalar or broadcasting to `current`'s last axes.
+        current: `I`, `[...]`, floating or integer (see the top of this file); use float32, bf16 flips levels. A nan is
+            level 0 and passes no gradient.
+        threshold: `θ`, scalar or broadcasting to `current`'s last axes, above 0 and finite, `1e-30..1e30`. Keep it so
+            by learning a raw number: `θ = softplus(raw)`. A value that only shows inside `jit` and is not so gives
+            level 0 without a gradient, as it gives no spike in `expg_fire`.
         code: the neuron's code.
         dtype: of the levels, if not the current's; bf16 holds all of them exactly.
 
     Returns:
         Levels `[...]`, integers `0..L`.
+
+    Raises:
+        ValueError: no numbers, a known threshold out of range, or one that is broader than the current.
 
     Source: our reading of "lossless conversion with constant training overhead" in the abstract of
     arXiv:2604.08894; `expg_fire` is the neuron.
@@ -105,102 +134,122 @@ def expg_twin(current, threshold, code: SpikeCode, dtype=None):
     >>> [float(g) for g in jax.grad(value, (0, 1))(1.2, 0.5)], [float(g) for g in jax.grad(value, (0, 1))(99.0, 0.5)]
     ([1.0, 0.0], [0.0, 6.0])
     """
-    current = jnp.asarray(current)
-    return _expg(current, jnp.asarray(threshold, current.dtype), code, jnp.dtype(dtype or current.dtype))
+    return _levels(_expg, current, threshold, code, dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _value(current, theta, levels, code):
+    return meant(current, theta)[1] * levels
+
+
+@_value.defjvp
+def _value_tangent(code, primals, tangents):
+    return _value(*primals, code), _kept_small(_expg_slope, code, primals[:2], tangents[:2], of_levels=False)
+
+
+def expg_activation(current, threshold, code: SpikeCode):
+    """ExpG-IF neurons in training: what their levels are worth, `θn`, and the levels `n`.
+
+    The value has every gradient: 1 to the current inside `[0, θL]`, `L` to the threshold where `I > θL`. Use it as you
+    would a ReLU's output; the levels are what `expg_fire` encodes, with the derivative of `expg_twin`: do not multiply
+    them by `θ` again.
+
+    Args: as `expg_twin`.
+
+    Returns:
+        `(value, levels)`, `[...]` each, in the current's floating type.
+
+    Raises, Source: as `expg_twin`.
+
+    >>> expg_activation(jnp.array([-1.0, 0.5, 2.4, 99.0]), 0.5, SpikeCode.parse("2x2"))
+    (Array([0. , 0.5, 2.5, 3. ], dtype=float32), Array([0., 1., 5., 6.], dtype=float32))
+    >>> [float(g) for g in jax.grad(lambda i, t: expg_activation(i, t, SpikeCode(2, 2))[0], (0, 1))(99.0, 0.5)]
+    [0.0, 6.0]
+    """
+    current, theta, dtype = operands(current, threshold)
+    levels = _expg(current, theta, code)
+    return _value(current, theta, levels, code).astype(dtype), levels.astype(dtype)
 
 
 def qcfs_twin(current, threshold, code: SpikeCode, dtype=None):
     """Levels of the QCFS activation, `n = clip(⌊I/θ + ½⌋, 0, L)`, trained straight through.
 
-    Backward, for the value `θn` with the outer `θ` held: `∂(θn)/∂I` is 1 inside `[0, θL]`, `∂(θn)/∂θ` is the rounding
+    Derivative, of the value `θn` with the outer `θ` held: `∂(θn)/∂I` is 1 inside `[0, θL]`, `∂(θn)/∂θ` is the rounding
     error `n - I/θ` inside and `L` above. In QCFS's own terms `λ = θL`.
 
-    Args, Returns: as `expg_twin`; the code should be a rate code, `"4x1"`.
+    Args, Returns, Raises: as `expg_twin`; the code should be a rate code, `"4x1"`.
 
     Source: Bu et al., ICLR 2022 (QCFS).
 
     >>> qcfs_twin(jnp.array([0.6, 9.0]), 0.5, SpikeCode.parse("4x1"))
     Array([1., 4.], dtype=float32)
     """
-    current = jnp.asarray(current)
-    return _qcfs(current, jnp.asarray(threshold, current.dtype), code, jnp.dtype(dtype or current.dtype))
+    return _levels(_qcfs, current, threshold, code, dtype)
 
 
 def sfa_twin(current, code: SpikeCode, dtype=None):
     """Levels of spike-firing approximation, `n = ⌊clip(I, 0, L) + ½⌋`: a threshold of 1 that nothing learns.
 
-    Its value is `n/L`. Backward: `∂n/∂I` is 1 inside `[0, L]`.
+    Its value is `n/L`. Derivative: `∂n/∂I` is 1 inside `[0, L]`.
 
     Args:
-        current: `I`, `[...]`, floating.
+        current: `I`, `[...]`, as in `expg_twin`.
         code: a rate code, `"4x1"`.
         dtype: as in `expg_twin`.
+
+    Raises: as `expg_twin`.
 
     Source: Yao et al., 2025 (Spike-Driven Transformer V3).
 
     >>> sfa_twin(jnp.array([0.4, 2.6, 9.0]), SpikeCode.parse("4x1"))
     Array([0., 3., 4.], dtype=float32)
     """
-    current = jnp.asarray(current)
-    return _expg(current, jnp.ones((), current.dtype), code, jnp.dtype(dtype or current.dtype))
+    return _levels(_expg, current, 1, code, dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _spike_count(current, threshold, code):
-    return code.encode(_staircase(current, threshold, code)).sum(0)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _spike_count(current, theta, code):
+    return code.encode(_staircase(current, theta, code)).sum(0)
 
 
-def _spike_count_forward(current, threshold, code):
-    return _spike_count(current, threshold, code), (current, threshold)
-
-
-def _spike_count_backward(code, residuals, gradient):
-    current, threshold = residuals
-    theta = align(threshold, current)
-    level = current / theta
-    counts = jnp.asarray(code.spike_counts, current.dtype)
-    slopes = jnp.append(counts[1:] - counts[:-1], 0)
-    inside = (level >= 0) & (level < code.max_level)
-    slope = slopes[jnp.clip(jnp.floor(level), 0, code.max_level).astype(jnp.int32)]
-    to_current = jnp.where(inside, gradient * slope / theta, 0)
-    return to_current, _sum_to(-to_current * level, threshold)
-
-
-_spike_count.defvjp(_spike_count_forward, _spike_count_backward)
+@_spike_count.defjvp
+def _spike_count_tangent(code, primals, tangents):
+    return _spike_count(*primals, code), _kept_small(_count_slope, code, primals, tangents, of_levels=True)
 
 
 def expg_spike_count(current, threshold, code: SpikeCode):
     """Spikes that each ExpG-IF neuron fires, exact forward and smooth enough to steer backward.
 
-    The count is piecewise constant in the current, so the gradient is that of the code's count table,
+    The count is piecewise constant in the current, so the derivative is that of the code's count table,
     interpolated linearly over the level `I/θ` in `[0, L]`; 0 outside.
 
-    Args: as `expg_twin`.
+    Args, Raises: as `expg_twin`.
 
     Returns:
-        Counts `[...]`, `0..T` in the current's dtype.
+        Counts `[...]`, `0..T` in the current's floating type.
 
     >>> expg_spike_count(jnp.array([0.2, 3.0, 5.0]), 1.0, SpikeCode.parse("2x2"))
     Array([0., 2., 3.], dtype=float32)
     >>> float(jax.grad(expg_spike_count)(2.25, 1.0, SpikeCode.parse("2x2")))
     1.0
     """
-    current = jnp.asarray(current)
-    return _spike_count(current, jnp.asarray(threshold, current.dtype), code)
+    current, theta, dtype = operands(current, threshold)
+    return _spike_count(current, theta, code).astype(dtype)
 
 
 def ladder_levels(current, threshold, code: SpikeCode):
     """Levels of deployed ExpG-IF neurons, without a division: `n = project(Σ_{l=1..L} [I + θ/2 ≥ lθ])`.
 
-    Exact where `I`, `θ` and `θ/2` are multiples of `2^-f` below `2^(24-f)`: then equal to `expg_fire`'s level.
+    Exact, and then equal to `expg_fire`'s level, where both are integers, or where `I`, `θ` and `θ/2` are multiples of
+    `2^-f` below `2^(24-f)`.
 
-    Args, Returns: as `expg_twin`; no gradient.
+    Args, Returns, Raises: as `expg_twin`; asked for a gradient it raises, for it has none.
 
     >>> ladder_levels(jnp.array([-1.0, 0.5, 2.25, 99.0]), 1.0, SpikeCode.parse("2x2"))
     Array([0., 1., 2., 6.], dtype=float32)
     """
-    current = jnp.asarray(current)
-    theta = align(jnp.asarray(threshold, current.dtype), current)
-    membrane = current + theta / 2
-    levels = sum((membrane >= level * theta).astype(current.dtype) for level in range(1, code.max_level + 1))
-    return project(levels, code)
+    current, theta, dtype = operands(current, threshold)
+    current, theta = meant(current, theta)
+    membrane = forward_only(charged(current, theta))
+    levels = sum((membrane >= level * theta).astype(membrane.dtype) for level in range(1, code.max_level + 1))
+    return project(levels, code).astype(dtype)

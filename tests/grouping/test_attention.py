@@ -8,6 +8,7 @@ import pytest
 from ge2mst_jax.grouping import (
     Scale,
     attention,
+    attention_halves,
     attention_synops,
     group_attention,
     gw_attention,
@@ -15,11 +16,14 @@ from ge2mst_jax.grouping import (
     share_heads,
     ssa,
 )
-from ge2mst_jax.spiking import SpikeCode
+from ge2mst_jax.spiking import SpikeCode, expg_charge
 
-attend = jax.jit(gw_attention, static_argnums=(3, 4))
-synops = jax.jit(attention_synops, static_argnums=3)
-attend_whole = jax.jit(ssa, static_argnums=3)
+attend = jax.jit(
+    lambda q, k, v, scales, precision=None: gw_attention(q, k, v, scales, precision, grid=q.shape[:2]),
+    static_argnums=(3, 4),
+)
+synops = jax.jit(lambda q, k, v, scales: attention_synops(q, k, v, scales, grid=q.shape[:2]), static_argnums=3)
+attend_whole = jax.jit(lambda q, k, v, precision=None: ssa(q, k, v, precision, grid=q.shape[:2]), static_argnums=3)
 
 
 def spikes(*shape, rate=0.4, seed=0):
@@ -195,19 +199,19 @@ def test_scale_that_does_not_divide_the_grid_is_refused():
     x = jnp.ones((4, 6, 1, 2))
     for attempt in (gw_attention, attention_synops):
         with pytest.raises(ValueError, match="scale grid4 does not divide the 4x6 token grid"):
-            attempt(x, x, x, (Scale("grid", 4),))
+            attempt(x, x, x, (Scale("grid", 4),), grid=(4, 6))
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_shapes_that_differ_are_refused(wrong):
     operands = [jnp.ones((2, 2, 1, 3 + (i == wrong))) for i in range(3)]
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=r"must be \[..., H, W, h, d\]"):
         gw_attention(*operands, (Scale("block", 2),))
 
 
 def test_operands_without_heads_are_refused():
     x = jnp.ones((2, 2, 4))
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=r"must be \[..., H, W, h, d\]"):
         gw_attention(x, x, x, (Scale("block", 2),))
 
 
@@ -275,3 +279,75 @@ def test_synops_are_the_accumulates_counted_one_by_one(shape, scales):
 def test_silent_attention_costs_nothing():
     none = jnp.zeros((2, 2, 1, 2))
     assert int(synops(none, none, none, (Scale("block", 2),))) == 0
+
+
+# --- halves, batches, grids, texts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["block2", "grid4"])  # d above m, and below
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_halves_are_attention_and_run_the_queries_once(text, dtype):
+    code, shape = SpikeCode.parse("2x3/1"), (4, 4, 2, 5)
+    q, k = (spikes(*shape, seed=s).astype(dtype) for s in (0, 2))
+    v = np.array(code.levels)[levels(*shape).astype(int)].astype(dtype)
+
+    def accumulated(q, k, train):
+        of_values, of_queries = attention_halves(q, k, text, grid=(4, 4))
+        return of_queries(expg_charge(of_values, train, code))
+
+    found = accumulated(q, k, code.encode(v))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, slow_attention(q, k, v, (Scale.parse(text),)))
+    np.testing.assert_array_equal(found, gw_attention(q, k, v, text, grid=(4, 4)))
+    traced = jax.make_jaxpr(accumulated)(q, k, code.encode(v))
+    outside = [e for e in traced.eqns if e.primitive.name in ("dot_general", "scan")]
+    # The first step's product of v, the scan of the others, and the one product of q outside.
+    assert [e.primitive.name for e in outside].count("dot_general") == 2
+    scan = next(e for e in outside if e.primitive.name == "scan")
+    assert str(scan.params["jaxpr"]).count("dot_general") == 1
+
+
+def test_batch_axes_are_images_of_their_own():
+    shape, scales = (2, 3, 4, 6, 2, 3), ("block2", "grid2x3")
+    q, k, v = spikes(*shape), spikes(*shape, seed=2), levels(*shape)
+    found = gw_attention(q, k, v, scales, grid=(4, 6))
+    counted = attention_synops(q, k, v, scales, grid=(4, 6))
+    assert counted.shape == (2, 3)
+    for at in np.ndindex(2, 3):
+        np.testing.assert_array_equal(found[at], gw_attention(q[at], k[at], v[at], scales, grid=(4, 6)))
+        assert counted[at] == attention_synops(q[at], k[at], v[at], scales, grid=(4, 6))
+
+
+@pytest.mark.parametrize("function", [gw_attention, attention_synops, lambda q, k, v, scales, **kw: ssa(q, k, v, **kw)])
+@pytest.mark.parametrize(
+    ("shape", "grid"),
+    [
+        ((2, 16, 1, 3), None),  # [B, N, h, d]
+        ((2, 16, 1, 3), (4, 4)),
+        ((16, 16, 1, 3), (4, 4)),  # as many images as tokens
+        ((2, 4, 4, 1, 3), None),
+        ((4, 6, 1, 3), None),
+        ((4, 4, 1, 3), (4, 6)),
+        ((4, 4, 1, 3), 4),
+        ((4, 4, 3), (4, 4)),
+    ],
+)
+def test_token_grid_that_is_not_the_operands_is_refused(function, shape, grid):
+    x = jnp.ones(shape)
+    with pytest.raises(ValueError, match=r"must be \[..., H, W, h, d\]") as caught:
+        function(x, x, x, "block2", grid=grid)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scales", ["block", ("block2", 7), (None,), 2])
+def test_what_is_no_scale_is_refused(scales):
+    x = jnp.ones((4, 4, 2, 3))
+    with pytest.raises(ValueError, match="is not a scale: write block or grid"):
+        gw_attention(x, x, x, scales)
+
+
+def test_bools_are_counted_and_complex_refused():
+    x = jnp.ones((4, 4, 1, 3), bool)
+    assert int(gw_attention(x, x, x, "block2")[0, 0, 0, 0]) == 12
+    with pytest.raises(ValueError, match="q is of type complex64"):
+        gw_attention(x + 0j, x, x, "block2")

@@ -100,9 +100,9 @@ def test_constants_of_the_neurons():
     np.testing.assert_allclose([plif.leak, plif.gain], [0.25, 0.75], rtol=1e-6)
 
 
-@pytest.mark.parametrize("tau", [0.5, 0.0, -1.0, float("nan")])
-def test_time_constant_below_one_step_is_refused(tau):
-    with pytest.raises(ValueError, match=r"tau is .*: a leaky neuron's time constant is at least 1 step"):
+@pytest.mark.parametrize("tau", [0.5, 0.0, -1.0, float("nan"), float("inf"), [2.0, 0.5], True, "2"])
+def test_time_constant_that_is_none_is_refused(tau):
+    with pytest.raises(ValueError, match=r"tau is .*: it must be"):
         lif_params(tau)
 
 
