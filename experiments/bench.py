@@ -143,8 +143,8 @@ def attention(options: Bench, heads: int = 4, width: int = 32) -> dict:
     for side in sides:
         q, k, v = (jnp.float32(random.random((side, side, heads, width)) < 0.2) for _ in "qkv")
         forms = {
-            "gw_ssa": jax.jit(lambda q, k, v: gw_attention(q, k, v, scales)),
-            "ssa": jax.jit(ssa),
+            "gw_ssa": jax.jit(functools.partial(gw_attention, scales=scales, grid=(side, side))),
+            "ssa": jax.jit(functools.partial(ssa, grid=(side, side))),
             "ssa_quadratic": jax.jit(quadratic_ssa),
         }
         seconds = medians({n: functools.partial(f, q, k, v) for n, f in forms.items()}, options.rounds)

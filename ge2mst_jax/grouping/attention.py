@@ -97,13 +97,11 @@ def on_grid(grid, **operands):
     """The operands as arrays `[..., H, W, h, d]` of numbers, and `(H, W)`.
 
     Four axes are an image's, `[H, W, h, d]`, or a batch of token rows, `[B, N, h, d]`: only the caller knows, so that
-    the grid has to be named. Without it a square one of a single image is taken, and nothing else.
+    the grid has to be named.
     """
     rank = max((jnp.ndim(x) for x in operands.values()), default=0)
     arrays = same_shape(max(rank, 4), "[..., H, W, h, d]", **operands)
     shape = arrays[0].shape
-    if grid is None and len(shape) == 4 and shape[0] == shape[1]:
-        grid = shape[:2]
     if not isinstance(grid, tuple | list) or tuple(grid) != shape[-4:-2]:
         raise ValueError(
             f"operands of shape {shape} on grid {shown(grid)}: they must be [..., H, W, h, d], and grid=(H, W) must "
@@ -112,7 +110,7 @@ def on_grid(grid, **operands):
     return arrays, tuple(grid)
 
 
-def attention_halves(q, k, scales, precision=None, *, grid=None):
+def attention_halves(q, k, scales, precision=None, *, grid):
     """Group-wise attention as two linear maps, `gw_attention(q, k, v) = of_queries(of_values(v))`.
 
     What arrives over several steps is added up between them: `of_values` at each step of `v`, `of_queries` once. Where
@@ -170,7 +168,7 @@ def _over_batch(function, x):
     return function(x)
 
 
-def gw_attention(q, k, v, scales, precision=None, *, grid=None):
+def gw_attention(q, k, v, scales, precision=None, *, grid):
     """Group-wise spiking self-attention: `A·v` with `A = q kᵀ` inside each token group, unscaled.
 
     Heads are shared out among the scales; each scale cuts the token grid into groups of `m` tokens that
@@ -182,7 +180,7 @@ def gw_attention(q, k, v, scales, precision=None, *, grid=None):
             before `H` are a batch.
         scales: one or more `Scale`s or texts, `("block7", "grid7")`; each must divide the token grid.
         precision: as in `group_attention`.
-        grid: `(H, W)`. Without it only a single image with a square grid, `[H, H, h, d]`, is taken.
+        grid: `(H, W)`, which shapes alone do not tell: `[B, N, h, d]` has four axes too.
 
     Returns:
         `[..., H, W, h, d]` float32, or int32 where all three are integers.
@@ -202,7 +200,7 @@ def gw_attention(q, k, v, scales, precision=None, *, grid=None):
     return of_queries(of_values(v))
 
 
-def ssa(q, k, v, precision=None, *, grid=None):
+def ssa(q, k, v, precision=None, *, grid):
     """Spiking self-attention over the whole token grid: `gw_attention` with one group.
 
     Args, Returns, Raises: as `gw_attention`.
@@ -217,7 +215,7 @@ def ssa(q, k, v, precision=None, *, grid=None):
     return gw_attention(q, k, v, Scale("block", grid), precision, grid=grid)
 
 
-def attention_synops(q, k, v_spikes, scales, *, grid=None):
+def attention_synops(q, k, v_spikes, scales, *, grid):
     """Synops of each image's attention, in the order of products that `gw_attention` takes.
 
     `(q kᵀ)v`: one accumulate for every coincidence of a `q` and a `k` spike, then every `v` spike adds a

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.grouping import attention_synops, gw_attention, keys_first, share_heads
+from ge2mst_jax.grouping import attention_halves, attention_synops, keys_first, share_heads
 from ge2mst_jax.nn.wire import AttentionRecord, Current, Signal
 
 
@@ -20,10 +20,10 @@ def attention_counts(q: Signal, k: Signal, v: Signal, heads: int, scales, name: 
         name: of the attention in `aux`.
         precision: of its products.
     """
-    channels = v.image_shape[-1]
+    height, width, channels = v.image_shape
     keys, queries = (split(x.planes, heads) for x in (k, q))
-    attend = jax.vmap(lambda q, k, v: gw_attention(q, k, v, scales, precision))
-    counts = v.integrate(lambda x: attend(queries, keys, split(x, heads)).reshape(x.shape))
+    of_values, of_queries = attention_halves(queries, keys, scales, precision, grid=(height, width))
+    counts = v.integrate(lambda x: of_values(split(x, heads)), lambda x: join(of_queries(x)))
     made = AttentionRecord(
         synops=_synops(queries, keys, v, heads, scales),
         sources=(q.source, k.source, v.source),
@@ -39,6 +39,11 @@ def split(x, heads: int):
     return x.reshape(*x.shape[:-1], heads, -1)
 
 
+def join(x):
+    """`[N, H, W, h, d]` -> `[N, H, W, C]`."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
 def _synops(queries, keys, v: Signal, heads: int, scales):
     """`[B]` int32, exact: 0 where real numbers are sent, which no spike adds up."""
     if v.form == "levels" and v.code is None:
@@ -47,8 +52,8 @@ def _synops(queries, keys, v: Signal, heads: int, scales):
         spikes = v.planes
     else:
         spikes = v.data.sum(0) if v.form == "train" else v.code.encode(v.data).sum(0)
-    count = jax.vmap(lambda q, k, v: attention_synops(q, k, v, scales))
-    synops = count(*(jax.lax.stop_gradient(x) for x in (queries, keys, split(spikes, heads))))  # [N]
+    operands = (jax.lax.stop_gradient(x) for x in (queries, keys, split(spikes, heads)))
+    synops = attention_synops(*operands, scales, grid=v.image_shape[:2])  # [N]
     return synops.reshape(-1, v.data.shape[-4]).sum(0)  # [B]
 
 

@@ -104,7 +104,7 @@ class Signal:
         """Applies a linear map `[N, ...] -> [N, ...]`: once to levels, step by step to spikes.
 
         Args:
-            linear_map: what the spikes of every step go through.
+            linear_map: what the spikes of every step go through; may return a pytree.
             rest: what its sum over time goes through, once; linear too.
 
         Returns:

@@ -188,8 +188,8 @@ def test_heads_that_cannot_be_shared_are_refused(heads, count, message):
     x = jnp.ones((4, 4, heads, 2))
     for attempt in (
         lambda: share_heads(heads, scales),
-        lambda: gw_attention(x, x, x, scales),
-        lambda: attention_synops(x, x, x, scales),
+        lambda: gw_attention(x, x, x, scales, grid=(4, 4)),
+        lambda: attention_synops(x, x, x, scales, grid=(4, 4)),
     ):
         with pytest.raises(ValueError, match=message):
             attempt()
@@ -206,13 +206,13 @@ def test_scale_that_does_not_divide_the_grid_is_refused():
 def test_shapes_that_differ_are_refused(wrong):
     operands = [jnp.ones((2, 2, 1, 3 + (i == wrong))) for i in range(3)]
     with pytest.raises(ValueError, match=r"must be \[..., H, W, h, d\]"):
-        gw_attention(*operands, (Scale("block", 2),))
+        gw_attention(*operands, (Scale("block", 2),), grid=(2, 2))
 
 
 def test_operands_without_heads_are_refused():
     x = jnp.ones((2, 2, 4))
     with pytest.raises(ValueError, match=r"must be \[..., H, W, h, d\]"):
-        gw_attention(x, x, x, (Scale("block", 2),))
+        gw_attention(x, x, x, (Scale("block", 2),), grid=(2, 2))
 
 
 # --- synops -----------------------------------------------------------------------------------------------------------
@@ -327,6 +327,7 @@ def test_batch_axes_are_images_of_their_own():
         ((16, 16, 1, 3), (4, 4)),  # as many images as tokens
         ((2, 4, 4, 1, 3), None),
         ((4, 6, 1, 3), None),
+        ((16, 16, 1, 3), None),
         ((4, 4, 1, 3), (4, 6)),
         ((4, 4, 1, 3), 4),
         ((4, 4, 3), (4, 4)),
@@ -339,15 +340,23 @@ def test_token_grid_that_is_not_the_operands_is_refused(function, shape, grid):
     assert "\n" not in str(caught.value)
 
 
+def test_token_grid_is_never_guessed():
+    """A batch of 4 images of 4 tokens looks like a grid of 4x4."""
+    x = jnp.ones((4, 4, 1, 3))
+    for attempt in (gw_attention, attention_synops):
+        with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'grid'"):
+            attempt(x, x, x, "block2")
+
+
 @pytest.mark.parametrize("scales", ["block", ("block2", 7), (None,), 2])
 def test_what_is_no_scale_is_refused(scales):
     x = jnp.ones((4, 4, 2, 3))
     with pytest.raises(ValueError, match="is not a scale: write block or grid"):
-        gw_attention(x, x, x, scales)
+        gw_attention(x, x, x, scales, grid=(4, 4))
 
 
 def test_bools_are_counted_and_complex_refused():
     x = jnp.ones((4, 4, 1, 3), bool)
-    assert int(gw_attention(x, x, x, "block2")[0, 0, 0, 0]) == 12
+    assert int(gw_attention(x, x, x, "block2", grid=(4, 4))[0, 0, 0, 0]) == 12
     with pytest.raises(ValueError, match="q is of type complex64"):
-        gw_attention(x + 0j, x, x, "block2")
+        gw_attention(x + 0j, x, x, "block2", grid=(4, 4))

@@ -93,7 +93,7 @@ def test_attention_neuron_sums_scaled_counts_and_the_local_half():
     split = [np.asarray(aux[f"neuron_{key}"].levels).reshape(2, 4, 4, 4, 2) for key in "qkv"]
     assert {float(n) for n in np.unique(split[0])} == {float(n) for n in np.unique(split[1])} == {0.0, 1.0}
     assert split[2].max() > 1
-    counts = np.stack([gw_attention(*image, SCALES) for image in zip(*split, strict=True)]).reshape(2, 4, 4, 8)
+    counts = np.asarray(gw_attention(*split, SCALES, grid=(4, 4))).reshape(2, 4, 4, 8)
     # Heads 0 and 1 see 4 tokens of width 2, heads 2 and 3 see 16: 2^-p = 16/(m·d).
     shift = np.array([2.0, 2.0, 0.5, 0.5])
     thetas = theta(variables, "neuron_q") * theta(variables, "neuron_k") * theta(variables, "neuron_v")
