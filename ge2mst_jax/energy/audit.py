@@ -70,7 +70,7 @@ class Product:
     kinds: tuple[str, str]
 
 
-class _Reader:
+class Reader:
     """Abstract interpretation of a jaxpr over sets of numbers."""
 
     def __init__(self):
@@ -85,12 +85,12 @@ class _Reader:
             return constant(atom.val) if hasattr(atom, "val") else env[atom]
 
         for eqn in live_equations(jaxpr):
-            outputs = self._equation(eqn, [read(atom) for atom in eqn.invars], record, scope)
+            outputs = self.equation(eqn, [read(atom) for atom in eqn.invars], record, scope)
             for var, numbers in zip(eqn.outvars, outputs, strict=True):
                 env[var] = within(numbers, var.aval.dtype)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _equation(self, eqn, sets, record, scope):
+    def equation(self, eqn, sets, record, scope):
         name = eqn.primitive.name
         scope = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
         if name == "scan":
@@ -204,7 +204,7 @@ def list_products(function, arguments, kinds) -> list[Product]:
     """
     closed = jax.make_jaxpr(function)(*arguments)
     spread = [OF_KIND[kind] for argument, kind in zip(arguments, kinds, strict=True) for _ in jax.tree.leaves(argument)]
-    reader = _Reader()
+    reader = Reader()
     reader.run(closed.jaxpr, closed.consts, spread)
     return reader.products
 

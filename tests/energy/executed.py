@@ -2,7 +2,7 @@
 
 What counts is a product with a spike in it, as hardware would take it: two spikes that coincide are one accumulate; a
 spike that meets weights, or what others have counted, is one for every number that it adds. Shifts (powers of two) and
-spikes that gate a threshold are none.
+spikes that gate a threshold are none. The audit's sets of numbers tell what a spike is: a count may be 0 or 1 by chance.
 """
 
 import collections
@@ -11,72 +11,78 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from ge2mst_jax.energy.audit import CALLS, layer_of, live_equations
+from ge2mst_jax.energy.audit import CALLS, Reader, layer_of, live_equations
+from ge2mst_jax.energy.numbers import OF_KIND, constant, within
 
 
 class Counter:
-    """`{layer: accumulates}` of one run."""
+    """`{layer: accumulates}` of one run; every number travels with the set that it is from, `(value, set)`."""
 
     def __init__(self):
-        self.synops = collections.Counter()
+        self.synops, self.reader = collections.Counter(), Reader()
 
     def run(self, jaxpr, consts, arguments, scope=""):
-        env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
+        env = {var: (const, constant(const)) for var, const in zip(jaxpr.constvars, consts, strict=True)}
+        env |= dict(zip(jaxpr.invars, arguments, strict=True))
 
         def read(atom):
-            return atom.val if isinstance(atom, core.Literal) else env[atom]
+            return (atom.val, constant(atom.val)) if isinstance(atom, core.Literal) else env[atom]
 
         for eqn in live_equations(jaxpr):
-            outputs = self.equation(eqn, [read(atom) for atom in eqn.invars], scope)
-            env.update(zip(eqn.outvars, outputs, strict=True))
+            env.update(zip(eqn.outvars, self.equation(eqn, [read(atom) for atom in eqn.invars], scope), strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, eqn, values, scope):
+    def equation(self, eqn, operands, scope):
         name = eqn.primitive.name
         scope = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
         if name in CALLS:
             inner = eqn.params[CALLS[name]]
             jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
-            return self.run(jaxpr, consts, values, scope)
+            return self.run(jaxpr, consts, operands, scope)
         if name == "scan":
-            return self.scan(eqn.params, values, scope)
+            return self.scan(eqn.params, operands, scope)
+        values, sets = zip(*operands, strict=True)
         found = eqn.primitive.bind(*values, **eqn.params)
+        found = found if eqn.primitive.multiple_results else [found]
         if name in ("dot_general", "mul"):
-            self.synops[layer_of(scope)] += self.accumulates(eqn, name, *map(np.asarray, values), np.asarray(found))
-        return found if eqn.primitive.multiple_results else [found]
+            spikes = [numbers.kind == "binary" for numbers in sets]
+            self.synops[layer_of(scope)] += accumulates(eqn, spikes, *map(np.asarray, (*values, *found)))
+        kinds = self.reader.equation(eqn, list(sets), False, scope)
+        kinds = [within(numbers, var.aval.dtype) for numbers, var in zip(kinds, eqn.outvars, strict=True)]
+        return list(zip(found, kinds, strict=True))
 
-    def scan(self, params, values, scope):
+    def scan(self, params, operands, scope):
         consts, carries = params["num_consts"], params["num_carry"]
-        carry, rows = values[consts : consts + carries], []
+        carry, rows = operands[consts : consts + carries], []
         for t in range(params["length"]):
-            now = [x[t] for x in values[consts + carries :]]
-            out = self.run(params["jaxpr"].jaxpr, params["jaxpr"].consts, [*values[:consts], *carry, *now], scope)
+            now = [(values[t], numbers) for values, numbers in operands[consts + carries :]]
+            out = self.run(params["jaxpr"].jaxpr, params["jaxpr"].consts, [*operands[:consts], *carry, *now], scope)
             carry, row = out[:carries], out[carries:]
             rows.append(row)
-        return [*carry, *(np.stack(column) for column in zip(*rows, strict=True))]
+        columns = ([*zip(*column, strict=True)] for column in zip(*rows, strict=True))
+        return [*carry, *((np.stack(values), sets[0]) for values, sets in columns)]
 
-    @staticmethod
-    def accumulates(eqn, name, left, right, found) -> int:
-        binary = [np.isin(x, (0, 1)).all() for x in (left, right)]
-        if name == "mul":
-            # A depth-wise tap: spikes times one weight a channel. Step weights and thresholds are scalars.
-            spikes, weights = (left, right) if binary[0] else (right, left)
-            return int(np.count_nonzero(spikes)) if any(binary) and weights.size > 1 and spikes.ndim >= 4 else 0
-        if all(binary):
-            return int(found.sum())
-        assert any(binary), f"{eqn}: no operand is a spike"
-        spikes = left if binary[0] else right
-        (contract, batch) = eqn.params["dimension_numbers"]
-        side = 1 if binary[0] else 0
-        other = (left, right)[side]
-        taken = {*contract[side], *batch[side]}
-        return int(np.count_nonzero(spikes)) * int(np.prod([n for a, n in enumerate(other.shape) if a not in taken]))
+
+def accumulates(eqn, spikes, left, right, found) -> int:
+    """Of one product; `spikes` says which operands are some."""
+    if eqn.primitive.name == "mul":
+        # A depth-wise tap: spikes times one weight a channel. Step weights and thresholds are scalars.
+        fired, weights = (left, right) if spikes[0] else (right, left)
+        return int(np.count_nonzero(fired)) if any(spikes) and weights.size > 1 and fired.ndim >= 4 else 0
+    assert any(spikes), f"{eqn}: no operand is a spike"
+    if all(spikes):
+        return int(found.sum())
+    side = 1 if spikes[0] else 0
+    contracted, batch = (axes[side] for axes in eqn.params["dimension_numbers"])
+    others = [n for axis, n in enumerate((left, right)[side].shape) if axis not in (*contracted, *batch)]
+    return int(np.count_nonzero((right, left)[side])) * int(np.prod(others))
 
 
 def executed_synops(net, images) -> collections.Counter:
-    """Of the spiking execution of a deployed network."""
+    """Of the spiking execution of a deployed network, on uint8 images that it takes as spikes."""
     model = net.executed("spiking")
     program = jax.make_jaxpr(lambda params, x: model.apply({"params": params}, x)[0])(net.params, images)
     counter = Counter()
-    counter.run(program.jaxpr, program.consts, [*jax.tree.leaves(net.params), images])
+    arguments = [(leaf, OF_KIND["real"]) for leaf in jax.tree.leaves(net.params)] + [(images, OF_KIND["level"])]
+    counter.run(program.jaxpr, program.consts, arguments)
     return counter.synops

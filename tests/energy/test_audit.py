@@ -224,11 +224,9 @@ def test_network_with_a_product_of_real_numbers_is_not_deployed_nor_certified(mo
         certify(net, random_images(1, SHAPE))
 
 
-def decoding(self, linear_map):
+def decoding(self, linear_map, rest=lambda charge: charge):
     """What a spiking execution must not do: take the train for the level that it stands for, and multiply that."""
-    if self.form == "train":
-        return linear_map(self.code.decode(self.data))
-    return linear_map(self.data)
+    return rest(linear_map(self.code.decode(self.data) if self.form == "train" else self.data))
 
 
 def test_spiking_execution_that_multiplies_levels_is_refused(monkeypatch, net):
