@@ -2,7 +2,7 @@
 
 What counts is a product with a spike in it, as hardware would take it: two spikes that coincide are one accumulate; a
 spike that meets weights, or what others have counted, is one for every number that it adds. Shifts (powers of two) and
-spikes that gate a threshold are none. The audit's sets of numbers tell what a spike is: a count may be 0 or 1 by chance.
+spikes that gate a threshold are none. The audit's sets of numbers tell what a spike is: a count is 0 or 1 by chance.
 """
 
 import collections
