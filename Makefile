@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: quickstart test test-all lint bench clean
+.PHONY: quickstart test test-all lint bench fuzz kills clean
 
 quickstart: $(READY)
 	$(RUN) experiments/quickstart.py
@@ -22,6 +22,14 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) experiments/bench.py
+
+# Malformed inputs through functions and command lines (10 minutes); kills and flipped bits (half an hour). Each writes
+# its table into docs/reliability.md.
+fuzz: $(READY)
+	$(RUN) tests/fuzz/run.py --write docs/reliability.md
+
+kills: $(READY)
+	$(RUN) tests/fuzz/kills.py --write docs/reliability.md
 
 $(READY): requirements.txt setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
