@@ -205,9 +205,7 @@ def test_variables_of_another_network_are_refused_by_name(model, variables, shap
 
 @pytest.mark.parametrize("given", [{}, {"params": {}}, None, 3, []], ids=str)
 def test_variables_that_are_none_are_refused(model, given):
-    with pytest.raises(
-        ConversionError, match="variables hold no '(params|batch_stats)': pass what model.init returned"
-    ):
+    with pytest.raises(ConversionError, match=r"variables hold no '(params|batch_stats)': pass what model.init"):
         deploy(model, given, SHAPE)
 
 
@@ -227,5 +225,5 @@ def test_what_json_cannot_hold_is_refused(model, variables, about):
 
 @pytest.mark.parametrize("drop", [-0.1, 1.5, float("nan"), True, "0.1", None], ids=str)
 def test_accuracy_drop_that_is_none_is_refused(model, variables, drop):
-    with pytest.raises(ValueError, match="^max_accuracy_drop is .*: it must be a number at least 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"^max_accuracy_drop is .*: it must be a number at least 0 and at most 1"):
         deploy(model, variables, SHAPE, max_accuracy_drop=drop)
