@@ -32,14 +32,17 @@ def check_path(path) -> Path:
     """The absolute path of a checkpoint that is to be read or written.
 
     Raises:
-        CheckpointError: Orbax takes a part of it for a pattern (it would find no array again, or another folder's), or
-            cannot open it.
+        CheckpointError: links lead in a circle; or Orbax takes a part of it for a pattern (it would find no array
+            again, or another folder's), or cannot open it.
 
     >>> check_path("/runs/a[1]")
     Traceback (most recent call last):
     ge2mst_jax.checkpoint.CheckpointError: /runs/a[1]: checkpoints cannot lie in a path with '[': rename the folder
     """
-    path = Path(path).resolve()
+    try:
+        path = Path(path).resolve()
+    except (RuntimeError, OSError, ValueError) as error:  # links in a circle, a null character
+        raise CheckpointError(f"{one_line(path)}: no path to a checkpoint ({one_line(error)})") from error
     for character in "[]*?\\":
         if character in str(path):
             where = one_line(path)

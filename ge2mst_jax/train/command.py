@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 
@@ -52,6 +53,9 @@ def answered():
             yield
             sys.stdout.flush()
     except KeyboardInterrupt:
+        handler = signal.getsignal(signal.SIGINT)
+        if getattr(handler, "__module__", None) == "signals":
+            handler(signal.SIGINT)  # at once: an interpreter that ends while XLA's threads run may crash
         end("interrupted", 130)
     except BaseException as error:
         if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):  # rich's SystemExit
@@ -97,11 +101,13 @@ def check_argument(text: str) -> str:
     """An argument of the command line, with `~` at the beginning of its value as the home that it stands for.
 
     Raises:
-        ValueError: it is no UTF-8, or there is no such home.
+        ValueError: it is no UTF-8, empty, or there is no such home.
     """
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError(f"the argument {one_line(text)} is no UTF-8: name files and folders in UTF-8")
     option, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
+    if not value and not (option and not equals):
+        raise ValueError(f"{option or 'an argument'} is empty: leave it out, or set the variable that it is taken from")
     if not value.startswith("~"):
         return text
     home = os.path.expanduser(value)

@@ -243,3 +243,10 @@ def test_network_is_not_saved_by_a_name_that_no_model_has(tmp_path, net, name):
     with pytest.raises(ValueError, match=r"unknown model .*: known are ge2mst_nano"):
         save_net(tmp_path / "net", net, name)
     assert not any(tmp_path.iterdir())
+
+
+def test_links_in_a_circle_are_refused(tmp_path, net):
+    (tmp_path / "loop").symlink_to("loop")
+    for attempt in (lambda: load_net(tmp_path / "loop"), lambda: save_net(tmp_path / "loop", net, "ge2mst_nano")):
+        with pytest.raises(CheckpointError, match="no path to a checkpoint"):
+            attempt()

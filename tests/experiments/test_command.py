@@ -159,6 +159,8 @@ def test_home_is_expanded(text, becomes, monkeypatch):
         (["--path", "~no-such-user/x"], "~no-such-user/x: there is no such user"),
         (["--path=~no-such-user/x"], "--path=~no-such-user/x: there is no such user"),
         (["--path", "a\udcff"], r"a\udcff is no UTF-8"),
+        (["--path", ""], "an argument is empty: leave it out"),
+        (["--path="], "--path is empty: leave it out"),
         (["--number", "[/x]"], "'[/x]'"),
         (["--num\x1b[31mber", "[/x]"], r"--num\x1b[31mber, [/x]"),
     ],

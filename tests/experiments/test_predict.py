@@ -65,13 +65,20 @@ def test_classes_without_names_are_said(here, use, capsys):
     assert "this network does not hold their names" in said
 
 
-@pytest.mark.parametrize("name", ["[/x].png", "[bold]a.png", "a\nb.png", "a\x1b[31m.png", "a\udcff.png", ":smile:.png"])
+@pytest.mark.parametrize("name", ["[/x].png", "[bold]a.png", "a\nb.png", "a\x1b[31m.png", ":smile:.png"])
 def test_odd_names_of_files_are_shown_as_they_are(here, use, capsys, name):
     use(classes=CLASSES)
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_bytes(odd_files()["exact.png"])
     assert run(predict, predict.Predict, f"./{name}") == 0
     assert f" {one_line(name)} " in capsys.readouterr().out
+
+
+def test_name_that_is_no_utf8_is_refused(here, use, capsys):
+    use(classes=CLASSES)
+    Path("a\udcff.png").write_bytes(odd_files()["exact.png"])
+    assert run(predict, predict.Predict, "./a\udcff.png") == 2
+    assert r"the argument ./a\udcff.png is no UTF-8: name files and folders in UTF-8" in capsys.readouterr().err
 
 
 def float_tiff():

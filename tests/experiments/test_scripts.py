@@ -114,7 +114,7 @@ def test_predict_refuses_what_is_no_image(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--train.code", "0x4"], "groups is 0: it must be 1 to 255"),
+        (["--train.code", "0x4"], "groups is 0: it must be a whole number, 1 to 255"),
         (["--train.model", "ge2mst_xl"], "unknown model 'ge2mst_xl': known are ge2mst_nano"),
         (["--train.epochs", "0"], "epochs is 0.0: it must be a number above 0"),
         (["--train.spike-budget", "-1"], "spike_budget is -1.0: it must be a number above 0 and at most 8"),
