@@ -36,12 +36,12 @@ def attention_counts(q: Signal, k: Signal, v: Signal, heads: int, scales, name: 
 
 def split(x, heads: int):
     """`[N, H, W, C]` -> `[N, H, W, h, d]`."""
-    return x.reshape(*x.shape[:-1], heads, -1)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
 def join(x):
     """`[N, H, W, h, d]` -> `[N, H, W, C]`."""
-    return x.reshape(*x.shape[:-2], -1)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
 def _synops(queries, keys, v: Signal, heads: int, scales):
