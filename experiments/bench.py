@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ge2mst_jax import create_model
+from ge2mst_jax.checks import check_whole
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.data.throughput import measure
@@ -52,6 +53,11 @@ class Bench:
     """Turns of each alternative."""
     quick: bool = False
     """Only see that it runs: ge2mst_nano at 8x8, 4 images, 2 turns, 4² and 8² tokens."""
+
+    def __post_init__(self):
+        check_whole("image_size", self.image_size, 1, 2**12)
+        check_whole("batch_size", self.batch_size, 1, 2**16)
+        check_whole("rounds", self.rounds, 1, 10**6)
 
 
 def medians(alternatives: dict, rounds: int) -> dict[str, float]:
@@ -215,8 +221,6 @@ MEASUREMENTS = (twin_against_relu, training_over_time_steps, attention, spiking_
 
 
 def main(options: Bench) -> None:
-    if options.rounds < 1:
-        raise ValueError(f"rounds is {options.rounds}: it must be at least 1")
     if options.quick:
         options = dataclasses.replace(options, model="ge2mst_nano", image_size=8, batch_size=4, rounds=2)
     console = Console()

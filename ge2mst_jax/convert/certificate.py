@@ -7,8 +7,9 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 
-from ge2mst_jax.checks import check_whole
+from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_labels, digest_of, forward
 from ge2mst_jax.convert.fixed_point import SIGNIFICAND_BITS, current_bound, leaves, round_to, shared_currents
 from ge2mst_jax.energy import AuditError, audit
@@ -66,7 +67,10 @@ def check_network(net: DeployedNet) -> None:
     Raises:
         CertificateError: names the first layer that fails.
     """
-    aux = net.layers
+    try:
+        aux = net.layers
+    except FlaxError as error:
+        raise CertificateError(f"the arrays are not those of the network's definition: {one_line(error)}") from error
     expected = {tuple(sorted(parts)) for parts, _ in shared_currents(aux)}
     if expected != {tuple(sorted(f.parts)) for f in net.formats}:
         raise CertificateError("the formats are not those of this network's currents")
@@ -123,7 +127,7 @@ def compare_executions(dense: DeployedNet, spiking: DeployedNet, images, batch_s
         both.
     """
     check_whole("batch_size", batch_size, 1, 2**20)
-    check_images(images, dense.image_shape)
+    _check_some(images, dense.image_shape)
     models = dense.executed("dense", "levels"), spiking.executed("spiking", "levels")
     # Named from `layers`, in the order of the network: a dict comes out of jit sorted.
     totals = {name: [0, 0, 0] for name, record in dense.layers.items() if isinstance(record, NeuronRecord)}
@@ -139,6 +143,12 @@ def compare_executions(dense: DeployedNet, spiking: DeployedNet, images, batch_s
         if progress is not None:
             progress(min(start + batch_size, len(images)))
     return totals, logits, tuple(np.concatenate(s) for s in zip(*sums, strict=True))
+
+
+def _check_some(images, image_shape) -> None:
+    check_images(images, image_shape)
+    if len(images) == 0:
+        raise ValueError("no images: a certificate needs at least one")
 
 
 def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progress=None) -> Certificate:
@@ -168,9 +178,7 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
     >>> certify(net, images).spikes_differing
     0
     """
-    check_images(images, net.image_shape)
-    if len(images) == 0:
-        raise ValueError("no images: a certificate needs at least one")
+    _check_some(images, net.image_shape)
     if labels is not None:
         labels = check_labels(labels, len(images), net.model.num_classes)
     check_network(net)

@@ -128,6 +128,15 @@ def check_labels(labels, images: int, classes: int) -> np.ndarray:
     return labels
 
 
+def _check_about(about) -> None:
+    try:
+        known = isinstance(about, dict) and json.loads(json.dumps(about, allow_nan=False)) is not None
+    except (TypeError, ValueError, RecursionError):
+        known = False
+    if not known:
+        raise ValueError(f"about is {shown(about)}: it must be a dict of what JSON can hold")
+
+
 def _refuse_what_is_not_ours(model, variables) -> None:
     if getattr(model, "neuron", None) != "expg":
         raise ConversionError(
@@ -139,6 +148,20 @@ def _refuse_what_is_not_ours(model, variables) -> None:
         if not isinstance(variables, Mapping) or collection not in variables:
             raise ConversionError(f"variables hold no {collection!r}: pass what model.init returned, as it was trained")
     _refuse_not_finite(variables, "holds numbers that are not finite")
+
+
+def _refuse_misfits(model, variables, image_shape) -> None:
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    expected = jax.eval_shape(model.init, jax.random.key(0), image)
+    for collection in ("params", "batch_stats"):
+        made, given = (traverse_util.flatten_dict(tree[collection], sep="/") for tree in (expected, variables))
+        for name in sorted(made.keys() | given.keys()):
+            shapes = [tuple(np.shape(tree[name])) if name in tree else "absent" for tree in (given, made)]
+            if shapes[0] != shapes[1]:
+                raise ConversionError(
+                    f"{name} is {shapes[0]}, but {shapes[1]} in this network on images {image_shape}: "
+                    "the variables are of another one"
+                )
 
 
 def _refuse_not_finite(arrays, what) -> None:
@@ -237,7 +260,9 @@ def deploy(
         check_whole(f"{n} of image_shape", side, 1, 2**16) for n, side in zip("HWC", image_shape, strict=True)
     )
     check_number("max_accuracy_drop", max_accuracy_drop, 0, 1)
+    _check_about(about := {} if about is None else about)
     _refuse_what_is_not_ours(model, variables)
+    _refuse_misfits(model, variables, image_shape)
     folded, aux = fold(model, variables, image_shape)
     formats, layers = [], {}
     for parts, readers in shared_currents(aux):
@@ -253,11 +278,12 @@ def deploy(
         image_shape,
         digest_of(model, params, formats, image_shape),
         jax.device_get(variables),
-        about or {},
+        about,
     )
     _refuse_what_multiplies(net)
     if calibration is not None:
         images, labels = calibration
+        check_images(images, image_shape)
         labels = check_labels(labels, len(images), model.num_classes)
         before, after = accuracy(net.training_logits(images), labels), accuracy(net(images)[0], labels)
         if before - after > max_accuracy_drop:

@@ -35,9 +35,11 @@ def save_net(path, net: DeployedNet, model_name: str) -> None:
 
     Raises:
         CheckpointError: something else is at `path`, or it cannot be written.
-        ValueError: `net.about` holds what JSON cannot.
+        ValueError: `net.about` holds what JSON cannot, or there is no model of that name.
     """
     path = check_path(path)
+    if create_model(model_name, **model_fields(net.model)) != net.model.clone(parent=None):
+        raise ValueError(f"the network is not one that create_model({model_name!r}, ...) makes")
     arrays = {"deployed": _plain(net.params)} | ({} if net.source is None else {"training": _plain(net.source)})
     about = seal(
         {

@@ -54,7 +54,7 @@ def _synops(queries, keys, v: Signal, heads: int, scales):
         spikes = v.data.sum(0) if v.form == "train" else v.code.encode(v.data).sum(0)
     operands = (jax.lax.stop_gradient(x) for x in (queries, keys, split(spikes, heads)))
     synops = attention_synops(*operands, scales, grid=v.image_shape[:2])  # [N]
-    return synops.reshape(-1, v.data.shape[-4]).sum(0)  # [B]
+    return synops.reshape(v.data.shape[0] if v.form == "steps" else 1, -1).sum(0) if synops.size else synops  # [B]
 
 
 def _products(q: Signal, k: Signal, v: Signal, heads: int, scales):

@@ -23,11 +23,21 @@ def check_images(images, image_shape=None) -> None:
     expected = "B, H, W, C" if image_shape is None else f"B, {', '.join(map(str, image_shape))}"
     if len(images.shape) != 4 or image_shape not in (None, tuple(images.shape[1:])):
         raise ValueError(f"images of shape {tuple(images.shape)}: this network takes [{expected}]")
+    check_pixels(images)
+
+
+def check_pixels(images) -> None:
+    """Refuses numbers that are no pixels: another dtype, or, where values are known, out of range.
+
+    >>> check_pixels(jnp.array([0.5, 1.5]))
+    Traceback (most recent call last):
+    ValueError: float images must be finite and in [0, 1]; these reach from 0.5 to 1.5
+    """
     if images.dtype == jnp.uint8:
         return
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images of dtype {images.dtype}: they must be uint8, or float in [0, 1]")
-    if not isinstance(images, jax.core.Tracer) and images.size and not bool(jnp.all(in_range(jnp.asarray(images)))):
+    if not isinstance(images, jax.core.Tracer) and not bool(jnp.all(_in_range(jnp.asarray(images)))):
         low, high = float(jnp.min(images)), float(jnp.max(images))
         raise ValueError(f"float images must be finite and in [0, 1]; these reach from {low:g} to {high:g}")
 
@@ -40,16 +50,25 @@ def in_range(images):
     """
     if images.dtype == jnp.uint8:
         return jnp.ones(len(images), bool)
+    return jnp.all(_in_range(images), tuple(range(1, images.ndim)))
+
+
+def _in_range(images):
     scaled = jnp.round(images.astype(jnp.float32) * 255.0)
-    return jnp.all((scaled >= 0) & (scaled <= 255), tuple(range(1, images.ndim)))
+    return (scaled >= 0) & (scaled <= 255)
 
 
 def pixels(images):
     """`p = round(255·x)` of float images in [0, 1]; uint8 images as they are. Returns float32 integers 0..255.
 
+    Raises:
+        ValueError: as `check_pixels`; where `jit` hides the values, those out of range become the nearest pixel, and
+            the network's answer nan.
+
     >>> pixels(jnp.array([0.0, 0.5, 1.0]))
     Array([  0., 128., 255.], dtype=float32)
     """
+    check_pixels(images)
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32)
     return jnp.clip(jnp.round(images.astype(jnp.float32) * 255.0), 0.0, 255.0)

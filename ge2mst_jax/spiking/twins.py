@@ -61,9 +61,9 @@ def _kept_small(slope, code, primals, tangents, of_levels):
 
     def moved(current, theta, d_current, d_theta):
         current, theta = meant(current, theta)
-        # Divided while it is as small as the threshold: after the transposition that is after the sum.
-        unit = theta if of_levels else 1
-        return slope(current, theta, code, d_current / unit, d_theta / unit)
+        moved_value = slope(current, theta, code, d_current, d_theta)
+        # Divided last: of a tangent that was divided first the compiler keeps a product as large as the layer.
+        return moved_value / theta if of_levels else moved_value
 
     return jax.checkpoint(moved, prevent_cse=False)(*primals, *tangents)
 

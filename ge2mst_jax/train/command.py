@@ -13,7 +13,7 @@ import threading
 import jax
 import tyro
 
-from ge2mst_jax.checks import one_line, printable
+from ge2mst_jax.checks import one_line
 
 #: What libraries raise as a RuntimeError though it is no fault of the program: a pattern, and what to say of it.
 MET = (
@@ -111,13 +111,38 @@ def check_argument(text: str) -> str:
 
 
 def parse(options, texts, made):
-    """The instance that the command line makes; what tyro says to a wrong one is printed without control characters."""
-    said = io.StringIO()
+    """The instance that the command line makes.
+
+    Raises:
+        ValueError: it makes none; what tyro says of it in a box, in one line.
+    """
+    kind = (tyro.conf.FlagConversionOff,)
+    if {"-h", "--help"}.intersection(texts):
+        return tyro.cli(options, args=texts, config=kind, **made)
+    said, width = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"  # no line of the box is broken
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=texts, config=(tyro.conf.FlagConversionOff,), **made)
+            return tyro.cli(options, args=texts, config=kind, **made)
+    except SystemExit as error:
+        raise ValueError(unboxed(said.getvalue()) or f"ended with status {error.code}") from None
     finally:
-        print(*map(printable, said.getvalue().split("\n")), sep="\n", end="", file=sys.stderr)
+        os.environ.pop("COLUMNS")
+        if width is not None:
+            os.environ["COLUMNS"] = width
+
+
+def unboxed(box: str) -> str:
+    """What tyro says in a box, in one line; the hint at its end becomes shorter.
+
+    >>> unboxed("╭─ Oh ─╮\\n│ Error parsing A: n is 0 │\\n│ ────── │\\n│ For full helptext, run x │\\n╰──────╯")
+    'n is 0 (--help explains the options)'
+    """
+    lines = [line.strip("│ ") for line in box.split("\n") if not line.startswith(("╭", "╰"))]
+    parts = [one_line(part) for part in re.split(r"^─+$", "\n".join(lines), flags=re.MULTILINE)]
+    kept = [part.removeprefix("Argument helptext: ") for part in parts if part and not part.startswith("For full help")]
+    line = re.sub(r"^Error parsing (?!-)[\w.]+: |^Error parsing (?=-)", "", "; ".join(kept))
+    return f"{line} (--help explains the options)" if line else ""
 
 
 @contextlib.contextmanager

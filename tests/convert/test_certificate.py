@@ -170,6 +170,11 @@ def test_networks_are_equal_if_their_definitions_and_numbers_are(model, variable
     assert len({net, again, other}) == 2
 
 
+def test_definition_that_the_arrays_do_not_fit_is_refused(net):
+    with pytest.raises(CertificateError, match="the arrays are not those of the network's definition"):
+        check_network(dataclasses.replace(net, model=net.model.clone(stem_kernel=1)))
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, True, 1e20, None, "8"], ids=str)
 def test_batch_size_that_is_none_is_refused(net, size):
     with pytest.raises(ValueError, match=r"^batch_size is .*: it must be a whole number, 1 to"):
@@ -215,6 +220,8 @@ def test_labels_that_are_none_are_refused(small, net, labels, message):
 def test_images_that_are_none_are_refused(net, images, message):
     with pytest.raises(ValueError, match=message):
         certify(net, images)
+    with pytest.raises(ValueError, match=message):
+        compare_executions(net, net, images)
     if images is not None and len(images):
         with pytest.raises(ValueError, match=message):
             net(images)

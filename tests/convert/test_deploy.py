@@ -15,7 +15,7 @@ from ge2mst_jax.convert import (
     fold,
 )
 from ge2mst_jax.convert.deploy import forward
-from ge2mst_jax.models import ge2mst
+from ge2mst_jax.models import StageSize, ge2mst
 from ge2mst_jax.nn import ConvBlock
 
 IMAGES = random_images(16)
@@ -188,3 +188,42 @@ def test_drop_of_accuracy_is_refused(small, monkeypatch):
         deploy(model, variables, SHAPE, calibration=(images, labels))
     coarse = deploy(model, variables, SHAPE, calibration=(images, labels), max_accuracy_drop=1.0)
     assert max(f.fraction_bits for f in coarse.formats) == 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "message"),
+    [
+        ((8, 8, 3), {}, r"stem/synapse/kernel is \(3, 3, 2, 8\), but \(3, 3, 3, 8\) in this network on images"),
+        (SHAPE, {"num_classes": 7}, r"head/bias is \(5,\), but \(7,\) in this network"),
+        (SHAPE, {"stages": (StageSize("conv", 8, 2), StageSize("attention", 16, 1))}, "block_1.* is absent, but"),
+    ],
+)
+def test_variables_of_another_network_are_refused_by_name(model, variables, shape, changes, message):
+    with pytest.raises(ConversionError, match=message):
+        deploy(model.clone(**changes), variables, shape)
+
+
+@pytest.mark.parametrize("given", [{}, {"params": {}}, None, 3, []], ids=str)
+def test_variables_that_are_none_are_refused(model, given):
+    with pytest.raises(ConversionError, match=r"variables hold no '(params|batch_stats)': pass what model.init"):
+        deploy(model, given, SHAPE)
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (8, 8, 0), (8.0, 8, 2), "8x8", None, (True, 8, 2), (8, 8, 2, 1), (8, 8, 1e20)]
+)
+def test_image_shape_that_is_none_is_refused(model, variables, shape):
+    with pytest.raises(ValueError, match=r"image_shape"):
+        deploy(model, variables, shape)
+
+
+@pytest.mark.parametrize("about", [[1], {"classes": object()}, {"n": float("nan")}, "digits", {1: {2}}], ids=str)
+def test_what_json_cannot_hold_is_refused(model, variables, about):
+    with pytest.raises(ValueError, match=r"^about is .*: it must be a dict of what JSON can hold"):
+        deploy(model, variables, SHAPE, about=about)
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1.5, float("nan"), True, "0.1", None], ids=str)
+def test_accuracy_drop_that_is_none_is_refused(model, variables, drop):
+    with pytest.raises(ValueError, match=r"^max_accuracy_drop is .*: it must be a number at least 0 and at most 1"):
+        deploy(model, variables, SHAPE, max_accuracy_drop=drop)

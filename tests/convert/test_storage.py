@@ -236,3 +236,10 @@ def test_descriptors_and_threads_stay(told, saved, tmp_path):
         load_net(tmp_path / "net")
         counts.append(held())
     assert counts[-1] <= counts[1] + 2
+
+
+@pytest.mark.parametrize("name", ["ge2mst_xl", 3, None, ""], ids=str)
+def test_network_is_not_saved_by_a_name_that_no_model_has(tmp_path, net, name):
+    with pytest.raises(ValueError, match=r"unknown model .*: known are ge2mst_nano"):
+        save_net(tmp_path / "net", net, name)
+    assert not any(tmp_path.iterdir())

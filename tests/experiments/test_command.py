@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 import jax
 import pytest
 
+from ge2mst_jax.checks import check_whole
 from ge2mst_jax.train.command import check_argument, run_command
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -167,6 +169,40 @@ def test_wrong_arguments_are_refused_without_control_characters(arguments, says,
     assert says in said
     assert "Traceback" not in said
     assert said.replace("\n", "").isprintable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Options whose number is checked when they are made."""
+
+    number: int = 1
+    kind: Literal["a", "b"] = "a"
+
+    def __post_init__(self):
+        check_whole("number", self.number, 1, 9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--number", "0"], "number is 0: it must be a whole number, 1 to 9 (--help explains the options)"),
+        (["--number", "x"], "--number: invalid literal for int() with base 10: 'x'"),
+        (["--number"], "Missing value for argument '--number'"),
+        (["--kind", "c"], "invalid choice 'c' for argument '--kind'. Expected one of ('a', 'b')."),
+        (["--numbr", "3"], "Unrecognized options: --numbr, 3; Perhaps you meant: --number INT"),
+        (["--kind", "a" * 300], "a" * 300),
+    ],
+)
+def test_wrong_options_are_answered_in_one_line(arguments, says, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda options: None, Checked, arguments=arguments)
+    said = capsys.readouterr()
+    assert caught.value.code == 2
+    assert says in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not said.out
+    assert os.environ["COLUMNS"] == "40"
 
 
 @pytest.mark.parametrize("arguments", ["--help", "digits --help"])

@@ -300,6 +300,15 @@ def test_float_images_out_of_range_are_refused_or_give_nan_where_jit_hides_them(
     assert np.isnan(logits[1]).all()
 
 
+@pytest.mark.parametrize("neuron", ["expg", "relu", "lif"])
+def test_no_images_give_no_logits(neuron):
+    model = create_model("ge2mst_nano", neuron=neuron)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1), jnp.uint8))
+    logits, aux = jax.eval_shape(model.apply, variables, jnp.zeros((0, 8, 8, 1), jnp.uint8))
+    assert logits.shape == (0, 10)
+    assert aux["stage_1/block_0/attention/attention"].synops.shape == (0,)
+
+
 def test_rounding_beyond_the_range_is_none():
     model = create_model("ge2mst_nano", stages=(("conv", 8, 1),))
     images = np.full((1, 8, 8, 1), 1 + 1e-6, np.float32)

@@ -262,7 +262,24 @@ def test_pixels_are_the_nearest_of_256_whole_numbers():
     np.testing.assert_array_equal(pixels(jnp.asarray(IMAGES)), IMAGES)
     np.testing.assert_array_equal(pixels(jnp.arange(256, dtype=jnp.uint8)), np.arange(256))
     np.testing.assert_array_equal(pixels(jnp.arange(256) / np.float32(255)), np.arange(256))
-    np.testing.assert_array_equal(pixels(jnp.array([-0.1, 0.2, 0.503, 1.0, 1.2])), [0, 51, 128, 255, 255])
+    np.testing.assert_array_equal(pixels(jnp.array([-0.001, 0.2, 0.503, 1.0, 1.001])), [0, 51, 128, 255, 255])
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (jnp.array([-0.1, 0.5]), "float images must be finite and in"),
+        (jnp.array([0.5, 200.0]), "these reach from 0.5 to 200"),
+        (jnp.array([0.5, jnp.nan]), "float images must be finite"),
+        (jnp.array([1, 2]), "images of dtype int32: they must be uint8, or float"),
+        (jnp.array([True]), "images of dtype bool"),
+        (jnp.array([1], jnp.uint16), "images of dtype uint16"),
+        (jnp.array([1j]), "images of dtype complex64"),
+    ],
+)
+def test_numbers_that_are_no_pixels_are_refused(made, message):
+    with pytest.raises(ValueError, match=message):
+        pixels(made)
 
 
 @pytest.mark.parametrize("input_code", ["1x8", "direct"])
