@@ -28,6 +28,7 @@ from ge2mst_jax import create_model
 from ge2mst_jax.checks import check_whole
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.convert.deploy import forward
+from ge2mst_jax.data import open_source
 from ge2mst_jax.data.throughput import measure
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.grouping import Scale, gw_attention, ssa
@@ -223,6 +224,8 @@ MEASUREMENTS = (twin_against_relu, training_over_time_steps, attention, spiking_
 def main(options: Bench) -> None:
     if options.quick:
         options = dataclasses.replace(options, model="ge2mst_nano", image_size=8, batch_size=4, rounds=2)
+    if options.images is not None:
+        open_source(f"folder:{options.images}", "train")  # before minutes are spent
     console = Console()
     found = {"model": options.model, "batch_size": options.batch_size, "environment": environment()}
     for take in track(MEASUREMENTS, "measuring", console=console):

@@ -100,6 +100,15 @@ class SpikeCode:
             () if shifts is None else tuple(int(s) for s in shifts.split(",")),
         )
 
+    @classmethod
+    def of(cls, code) -> "SpikeCode":
+        """A code as it is, or the one that a text writes: what every function here makes of its `code`.
+
+        >>> SpikeCode.of("1x4") == SpikeCode.of(SpikeCode(1, 4))
+        True
+        """
+        return code if isinstance(code, cls) else cls.parse(code)
+
     def __str__(self) -> str:
         cap = "" if self.cap is None else f"/{self.cap}"
         shifts = "+" + ",".join(map(str, self.shifts)) if self.shifts else ""

@@ -100,6 +100,7 @@ def expg_charge(linear_map, spikes, code: SpikeCode):
     >>> expg_charge(lambda s: 0.5 * s, code.encode(jnp.array([5.0])), code)
     Array([2.5], dtype=float32)
     """
+    code = SpikeCode.of(code)
     spikes = code.check_train(as_numbers("spikes", spikes))
     weights = jnp.asarray(code.step_weights)
 
@@ -132,7 +133,7 @@ def expg_fire(current, threshold, code: SpikeCode):
             else in float32 (float64 where an argument is). A nan fires nothing.
         threshold: `θ`, scalar or broadcasting to `current`'s last axes, above 0 and finite, `1e-30..1e30`. One
             that only shows inside `jit` and is not so fires nothing, as its twin's level is 0.
-        code: the neuron's code.
+        code: the neuron's, or its text.
 
     Returns:
         Spikes `[T, ...]`, 0 or 1 in the current's floating type, or int32.
@@ -150,7 +151,7 @@ def expg_fire(current, threshold, code: SpikeCode):
            [1., 1., 0., 0.],
            [1., 1., 1., 1.]], dtype=float32)
     """
-    current, theta, dtype = operands(current, threshold)
+    code, (current, theta, dtype) = SpikeCode.of(code), operands(current, threshold)
     current, theta = meant(current, theta)
     membrane = charged(current, theta)
     starts = jnp.asarray([t % code.steps_per_group == 0 for t in range(code.num_steps)])
@@ -196,7 +197,7 @@ def lif_params(tau=2.0, **changes) -> LIFParams:
     """
     if isinstance(tau, bool):
         raise ValueError(f"tau is {tau}: it must be finite and at least 1 step")
-    tau = tau if isinstance(tau, int | float) else as_floats("tau", tau)
+    tau = float(tau) if isinstance(tau, int | float) else as_floats("tau", tau)
     check_known("tau", jnp.asarray(tau), lambda t: (t >= 1) & (t < jnp.inf), "finite and at least 1 step")
     return LIFParams(1.0 - 1.0 / tau, 1.0 / tau, **changes)
 

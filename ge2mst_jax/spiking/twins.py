@@ -27,6 +27,7 @@ def project(levels, code: SpikeCode):
     >>> project(jnp.array([6.0, 7.0, 8.0]), SpikeCode.parse("2x3/1"))
     Array([6., 6., 8.], dtype=float32)
     """
+    code = SpikeCode.of(code)
     return code.decode(code.encode(levels)) if code.has_gaps else levels
 
 
@@ -100,7 +101,7 @@ def _levels(twin, current, threshold, code, dtype):
     current, theta, own = operands(current, threshold)
     if dtype is not None and jnp.dtype(dtype).name not in FLOATS:
         raise ValueError(f"dtype of levels is {jnp.dtype(dtype)}: it must be one of {', '.join(FLOATS)}")
-    return twin(current, theta, code).astype(own if dtype is None else dtype)
+    return twin(current, theta, SpikeCode.of(code)).astype(own if dtype is None else dtype)
 
 
 def expg_twin(current, threshold, code: SpikeCode, dtype=None):
@@ -116,7 +117,7 @@ def expg_twin(current, threshold, code: SpikeCode, dtype=None):
         threshold: `θ`, scalar or broadcasting to `current`'s last axes, above 0 and finite, `1e-30..1e30`. Keep it so
             by learning a raw number: `θ = softplus(raw)`. A value that only shows inside `jit` and is not so gives
             level 0 without a gradient, as it gives no spike in `expg_fire`.
-        code: the neuron's code.
+        code: the neuron's, or its text.
         dtype: of the levels, if not the current's; bf16 holds all of them exactly.
 
     Returns:
@@ -166,7 +167,7 @@ def expg_activation(current, threshold, code: SpikeCode):
     >>> [float(g) for g in jax.grad(lambda i, t: expg_activation(i, t, SpikeCode(2, 2))[0], (0, 1))(99.0, 0.5)]
     [0.0, 6.0]
     """
-    current, theta, dtype = operands(current, threshold)
+    code, (current, theta, dtype) = SpikeCode.of(code), operands(current, threshold)
     levels = _expg(current, theta, code)
     return _value(current, theta, levels, code).astype(dtype), levels.astype(dtype)
 
@@ -234,7 +235,7 @@ def expg_spike_count(current, threshold, code: SpikeCode):
     1.0
     """
     current, theta, dtype = operands(current, threshold)
-    return _spike_count(current, theta, code).astype(dtype)
+    return _spike_count(current, theta, SpikeCode.of(code)).astype(dtype)
 
 
 def ladder_levels(current, threshold, code: SpikeCode):
@@ -248,7 +249,7 @@ def ladder_levels(current, threshold, code: SpikeCode):
     >>> ladder_levels(jnp.array([-1.0, 0.5, 2.25, 99.0]), 1.0, SpikeCode.parse("2x2"))
     Array([0., 1., 2., 6.], dtype=float32)
     """
-    current, theta, dtype = operands(current, threshold)
+    code, (current, theta, dtype) = SpikeCode.of(code), operands(current, threshold)
     current, theta = meant(current, theta)
     membrane = forward_only(charged(current, theta))
     levels = sum((membrane >= level * theta).astype(membrane.dtype) for level in range(1, code.max_level + 1))

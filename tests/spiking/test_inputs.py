@@ -294,3 +294,18 @@ def test_charging_adds_up_narrow_types_and_pytrees(dtype):
     found = expg_charge(lambda s: {"a": s, "b": (s * 2,)}, spikes, code)
     np.testing.assert_array_equal(found["a"], [255, 255])
     np.testing.assert_array_equal(found["b"][0], [510, 510])
+
+
+@pytest.mark.parametrize("function", [expg_twin, expg_fire, ladder_levels, expg_spike_count, qcfs_twin])
+def test_code_may_be_its_text(function):
+    current = jnp.linspace(-1, 9, 40)
+    np.testing.assert_array_equal(function(current, 0.5, "2x3/1"), function(current, 0.5, SpikeCode(2, 3, 1)))
+    for wrong in ("2by2", None, 22, ("2x2",)):
+        with pytest.raises(ValueError, match="is not a spike code: a spike code is written GxK"):
+            function(current, 0.5, wrong)
+
+
+@pytest.mark.parametrize("tau", [-(2**63), 0, 0.5, float("nan"), float("inf"), True], ids=str)
+def test_time_constant_that_is_none_is_refused(tau):
+    with pytest.raises(ValueError, match="tau is"):
+        lif_params(tau)
