@@ -133,14 +133,16 @@ def parse(options, texts, made):
 
 
 def unboxed(box: str) -> str:
-    """What tyro says in a box, in one line; the hint at its end becomes shorter.
+    """What tyro says in a box (or under a title, where the terminal has no lines to draw), in one line.
 
     >>> unboxed("╭─ Oh ─╮\\n│ Error parsing A: n is 0 │\\n│ ────── │\\n│ For full helptext, run x │\\n╰──────╯")
     'n is 0 (--help explains the options)'
     """
-    lines = [line.strip("│ ") for line in box.split("\n") if not line.startswith(("╭", "╰"))]
-    parts = [one_line(part) for part in re.split(r"^─+$", "\n".join(lines), flags=re.MULTILINE)]
-    kept = [part.removeprefix("Argument helptext: ") for part in parts if part and not part.startswith("For full help")]
+    lines = [line.strip("│| ") for line in box.split("\n") if not line.startswith(("╭", "╰", "+"))]
+    parts = [one_line(part) for part in re.split(r"^(?:─+|-+)$", "\n".join(lines), flags=re.MULTILINE)]
+    parts = [part for part in parts if part and not part.startswith("For full help")]
+    titled = not box.startswith(("╭", "+"))
+    kept = [part.removeprefix("Argument helptext: ") for part in parts[titled:]]
     line = re.sub(r"^Error parsing (?!-)[\w.]+: |^Error parsing (?=-)", "", "; ".join(kept))
     return f"{line} (--help explains the options)" if line else ""
 
