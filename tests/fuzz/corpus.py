@@ -3,8 +3,8 @@
     CALL => OUTCOME [|| OUTCOME ...]
 
 CALL is a Python expression over the names of `namespace.py`, or, in `corpus/commands*.txt`, a command line (see
-`commands.py`). Where it holds `{name}`, it is one case for each value of that family (`families.py`); `{a,b}` takes the
-values of both, `{name*3}` three of them that the seed draws. OUTCOME is one of
+`commands.py`). Where it holds `{name}`, it is one case for each value of that family (`families.py`); `{a*3,b}` takes
+three values of one, which the seed draws, and all of another. OUTCOME is one of
 
     refused WORD; WORD|OTHER     one clear line that holds every WORD (or its OTHER): what was wrong and what is right
     is EXPRESSION                this value, bit for bit
@@ -23,7 +23,7 @@ import numpy as np
 from families import FAMILIES
 
 FOLDER = Path(__file__).parent / "corpus"
-_FAMILY = re.compile(r"\{([a-z_]+(?:,[a-z_]+)*)(?:\*(\d+))?\}")
+_FAMILY = re.compile(r"\{([a-z_]+(?:\*\d+)?(?:,[a-z_]+(?:\*\d+)?)*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,12 @@ def expand(text: str, rng) -> list[str]:
     found = {match.group(0): match for match in _FAMILY.finditer(text)}
     choices = []
     for match in found.values():
-        values = [value for name in match.group(1).split(",") for value in FAMILIES[name]]
-        if match.group(2):
-            values = [values[i] for i in sorted(rng.choice(len(values), int(match.group(2)), replace=False))]
+        values = []
+        for part in match.group(1).split(","):
+            name, _, count = part.partition("*")
+            family = FAMILIES[name]
+            drawn = sorted(rng.choice(len(family), int(count), replace=False)) if count else range(len(family))
+            values += [family[i] for i in drawn]
         choices.append(values)
     texts = []
     for chosen in itertools.product(*choices):

@@ -64,6 +64,8 @@ FAMILIES = {
     "batch_size": ["0", "-1", "2.5", "True", "1e20", "None", "'64'", "float('nan')", "[64]"],
     # Files.
     "damage": ["'empty'", "'truncated'", "'binary'", "'list'", "'null'", "'keyless'", "'deep'"],
+    "not_json": ["''", "'[]'", "'null'", "'{'", "'3'", "b'\\xff'", "'[' * 100_000"],
+    "bits": ["17", "4321", "7000"],
     "broken_image": [
         "'truncated.png'", "'truncated.jpg'", "'empty.png'", "'text.png'", "'bomb.png'", "'chunk.png'", "'float.tif'",
         "'fifo.png'", "'folder.png'", "'loop.png'", "'dangling.png'",

@@ -38,7 +38,7 @@ def same(a, b) -> bool:
     """Equal values; arrays to the bit of each number, NaN equal to NaN."""
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if hasattr(a, "shape") or hasattr(b, "shape"):
+    if hasattr(a, "ndim") or hasattr(b, "ndim"):
         a, b = np.asarray(a), np.asarray(b)
         if a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf":  # bfloat16 and the like
             a, b = a.astype(np.float32), b.astype(np.float32)

@@ -107,14 +107,14 @@ def replaced(frozen, **changes):
     return dataclasses.replace(frozen, **changes)
 
 
-def gw_attention_of(x, scales=SCALES):
+def gw_attention_of(x, scales=SCALES, grid=(4, 4)):
     """Attention of an array with itself."""
-    return grouping.gw_attention(x, x, x, scales)
+    return grouping.gw_attention(x, x, x, scales, grid=grid)
 
 
 def ssa_of(x):
     """Full attention of an array with itself."""
-    return grouping.ssa(x, x, x)
+    return grouping.ssa(x, x, x, grid=(4, 4))
 
 
 def new_path(name="new") -> str:
