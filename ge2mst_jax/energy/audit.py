@@ -13,6 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import check_choice
 from ge2mst_jax.energy.numbers import (
     KINDS,
     OF_KIND,
@@ -195,6 +196,7 @@ def list_products(function, arguments, kinds) -> list[Product]:
         kinds: one of `KINDS` for each argument, for all its leaves.
 
     Raises:
+        ValueError: an unknown kind.
         AuditError: an operation that is neither spike, sum nor product (an exponential, a square root, ...), or one
             that could hide a product.
 
@@ -202,6 +204,8 @@ def list_products(function, arguments, kinds) -> list[Product]:
     >>> list_products(lambda x, w: jnp.sum((x >= 1) * w), (x, x), ("real", "real"))[0].kinds
     ('binary', 'real')
     """
+    for kind in kinds:
+        check_choice("kind", kind, KINDS)
     closed = jax.make_jaxpr(function)(*arguments)
     spread = [OF_KIND[kind] for argument, kind in zip(arguments, kinds, strict=True) for _ in jax.tree.leaves(argument)]
     reader = Reader()

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ge2mst_jax.checks import check_whole
+from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
 from ge2mst_jax.energy.synops import LayerCount, SpikeCounter
 
 _NEVER = "neuron updates, bias and residual additions, memory traffic"
@@ -21,6 +21,9 @@ class Convention:
         head: whether the classifier is counted.
         leaves_out: in words.
         source: where the convention is from.
+
+    Raises:
+        ValueError: a price that is none, unknown connections or stem, a head that is neither true nor false.
     """
 
     name: str
@@ -31,6 +34,14 @@ class Convention:
     head: bool
     leaves_out: str
     source: str
+
+    def __post_init__(self):
+        for price in ("mac_pj", "ac_pj"):
+            check_number(price, getattr(self, price), 0, 1e6)
+        check_choice("connections", self.connections, ("present", "padded"))
+        check_choice("stem", self.stem, ("macs", "macs_each_step", "as_run", "left_out"))
+        if not isinstance(self.head, bool):
+            raise ValueError(f"head is {shown(self.head)}: it must be True or False")
 
 
 CONVENTIONS = {

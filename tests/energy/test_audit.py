@@ -357,3 +357,8 @@ def test_network_of_others_is_read_like_ours():
 def test_unknown_execution_is_refused(net):
     with pytest.raises(ValueError, match="unknown execution 'training': known are dense, spiking"):
         audit(net, "training")
+
+
+def test_unknown_kind_of_number_is_refused():
+    with pytest.raises(ValueError, match="unknown kind 'imaginary': known are binary, power_of_two, level, real"):
+        list_products(lambda x: x, [NUMBERS["real"]], ["imaginary"])

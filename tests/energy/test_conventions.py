@@ -1,5 +1,6 @@
 """Energy conventions on hand numbers: what each charges, what it leaves out, and that it says so."""
 
+import dataclasses
 import json
 
 import jax
@@ -166,3 +167,20 @@ def test_stem_of_a_network_is_charged_as_its_input_code_runs():
         expected = {"exact": exact_pj, "field": field, "field_each_step": 4 * field, "lab": 0.0}
         for name, stem_pj in expected.items():
             assert energy(made, CONVENTIONS[name], 4)["stem_mj"] == pytest.approx(stem_pj * 1e-9, rel=1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("mac_pj", float("nan"), "mac_pj is nan: it must be a number at least 0"),
+        ("mac_pj", -1, "mac_pj is -1"),
+        ("ac_pj", True, "ac_pj is True"),
+        ("ac_pj", float("inf"), "ac_pj is inf"),
+        ("connections", "all", "unknown connections 'all': known are present, padded"),
+        ("stem", "none", "unknown stem 'none': known are macs, macs_each_step, as_run, left_out"),
+        ("head", 1, "head is 1: it must be True or False"),
+    ],
+)
+def test_convention_that_is_none_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONVENTIONS["field"], **{field: value})
