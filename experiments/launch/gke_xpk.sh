@@ -25,7 +25,8 @@ storage=() dry_run=''
 configs=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../configs" && pwd)
 
 fail() {
-    echo "gke_xpk.sh: error: $*" >&2
+    local said="$*"
+    printf 'gke_xpk.sh: error: %s\n' "${said//[[:cntrl:]]/ }" >&2
     exit 2
 }
 

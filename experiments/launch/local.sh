@@ -22,7 +22,8 @@ processes=2 devices=1 logs='' port='' dry_run=''
 grace_seconds=10
 
 fail() {
-    echo "local.sh: error: $*" >&2
+    local said="$*"
+    printf 'local.sh: error: %s\n' "${said//[[:cntrl:]]/ }" >&2
     exit 2
 }
 

@@ -21,7 +21,8 @@ tpu='' zone='' repo='' commit='' run_dir='' project='' create='' runtime=v2-alph
 configs=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../configs" && pwd)
 
 fail() {
-    echo "tpu_vm.sh: error: $*" >&2
+    local said="$*"
+    printf 'tpu_vm.sh: error: %s\n' "${said//[[:cntrl:]]/ }" >&2
     exit 2
 }
 

@@ -219,8 +219,10 @@ def accuracy(logits, labels) -> float:
     0.5
     """
     logits = np.asarray(logits)
-    if logits.ndim != 2 or not logits.size or np.isnan(logits).any():
+    if logits.ndim != 2 or not logits.size:
         raise ValueError(f"logits of shape {logits.shape}: they must be [N, classes] numbers, at least one image's")
+    for image in np.flatnonzero(np.isnan(logits).any(1))[:1]:
+        raise ValueError(f"logits of image {image} are nan: its pixels, or the network's numbers, are out of range")
     return float(np.mean(np.argmax(logits, -1) == check_labels(labels, *logits.shape)))
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from ge2mst_jax.checks import check_whole, shown
 from ge2mst_jax.grouping.partition import MAX_SIDE, Scale, partition, read_scales, unpartition
-from ge2mst_jax.spiking.operands import as_numbers
+from ge2mst_jax.spiking.codes import MAX_LEVEL
+from ge2mst_jax.spiking.operands import as_numbers, check_known
 
 
 def keys_first(tokens: int, width: int) -> bool:
@@ -87,6 +88,7 @@ def share_heads(heads: int, scales: tuple[Scale, ...]) -> tuple[slice, ...]:
     (slice(0, 2, None), slice(2, 4, None))
     """
     check_whole("heads", heads, 1, MAX_SIDE)
+    scales = read_scales(scales)
     if not scales or heads % len(scales):
         raise ValueError(f"{heads} heads cannot be shared out equally among {len(scales)} scales")
     share = heads // len(scales)
@@ -230,13 +232,16 @@ def attention_synops(q, k, v_spikes, scales, *, grid):
     Returns:
         int32 `[...]`, one count an image.
 
-    Raises: as `gw_attention`.
+    Raises: as `gw_attention`; known `q`, `k` that are not 0 or 1, known `v_spikes` that are no counts.
 
     >>> ones = jnp.ones((2, 2, 1, 4))
     >>> int(attention_synops(ones, ones, ones, "block2", grid=(2, 2)))
     128
     """
     arrays, grid = on_grid(grid, q=q, k=k, v_spikes=v_spikes)
+    for name, x in zip("qk", arrays, strict=False):
+        check_known(name, x, lambda x: (x == 0) | (x == 1), "binary, 0 or 1")
+    check_known("v_spikes", arrays[2], lambda x: (x >= 0) & (x <= MAX_LEVEL) & (x == x.astype(jnp.int32)), "counts")
     scales = read_scales(scales)
     shares = share_heads(arrays[0].shape[-2], scales)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ge2mst_jax.checks import check_whole
 from ge2mst_jax.spiking import align
+from ge2mst_jax.spiking.operands import as_numbers
 
 
 def check_kernel(kernel: int, stride: int = 1) -> None:
@@ -74,6 +75,7 @@ def conv2d(x, kernel, stride: int = 1, *, exact: bool = False):
     Array([[4., 4.],
            [4., 4.]], dtype=float32)
     """
+    x, kernel = as_numbers("images", x), as_numbers("kernel", kernel)
     groups = _check_shapes(x, kernel, stride)
     features = kernel.shape[-1]
     if exact:

@@ -49,6 +49,7 @@ class SynapseLayer(nn.Module):
             )
         check_kernel(self.kernel, self.stride)
         shape = (self.kernel, self.kernel, fan_in, self.features)
+        check_given(self, "kernel", shape)
         kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_in", "normal"), shape)
         current = self.convolve(signal, kernel, train, unit)
         shape = current.shape[-3:]
@@ -74,10 +75,26 @@ class HeadLayer(nn.Module):
 
     @nn.compact
     def __call__(self, signal: Signal):
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (signal.image_shape[-1], self.classes))
+        shape = (signal.image_shape[-1], self.classes)
+        check_given(self, "kernel", shape)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.classes,))
         logits = self.read_out(signal, kernel, bias)
         return logits, {"/".join(self.path): synapse_record(signal, "head", (1, 1, self.classes))}
+
+
+def check_given(layer: nn.Module, key: str, shape) -> None:
+    """Refuses a parameter of another shape than the signal that arrives asks for.
+
+    Raises:
+        ValueError: names the layer and both shapes.
+    """
+    given = layer.get_variable("params", key)
+    if given is not None and given.shape != shape:
+        raise ValueError(
+            f"{'/'.join(layer.path)}: its {key} is {given.shape}, but what arrives asks for {shape}: images of other "
+            "channels, or variables of another network"
+        )
 
 
 def synapse_record(signal: Signal, role: str, out_shape, kernel: int = 1, stride: int = 1, groups: int = 1):

@@ -181,7 +181,19 @@ def levels_figure(counts: dict[str, np.ndarray]) -> Figure:
 
 
 def confusion_figure(confusion: np.ndarray, classes) -> bytes:
-    """PNG of a confusion matrix, `[label, prediction]` counts; a cell's colour is its share of the label's images."""
+    """PNG of a confusion matrix, `[label, prediction]` counts; a cell's colour is its share of the label's images.
+
+    Raises:
+        ValueError: no counts, or not one row and one column a class.
+    """
+    confusion = np.asarray(confusion)
+    numbers = np.issubdtype(confusion.dtype, np.number) and np.isfinite(confusion).all()
+    counts = numbers and ((confusion >= 0) & (confusion % 1 == 0)).all()
+    if not counts or confusion.shape != (len(classes),) * 2:
+        raise ValueError(
+            f"a confusion matrix of shape {confusion.shape} and dtype {confusion.dtype}: it must hold counts, a row "
+            f"and a column for each of {len(classes)} classes"
+        )
     side = max(4.0, min(12.0, 0.45 * len(classes)))
     figure = Figure(figsize=(side + 1.5, side), layout="constrained")
     axes = figure.subplots()

@@ -239,12 +239,12 @@ def lif_step(params: LIFParams, membrane, current):
         raise ValueError(
             f"current of shape {current.shape} under a membrane of shape {membrane.shape}: they must be equal"
         )
-    numbers = [as_floats(name, getattr(params, name)) for name in ("leak", "gain", "threshold")]
-    for name, x in zip(("leak", "gain", "threshold"), numbers, strict=True):
+    numbers = {name: as_floats(name, getattr(params, name)) for name in ("leak", "gain", "threshold")}
+    for name, x in numbers.items():
         check_known(name, x, jnp.isfinite, "finite")
-    check_known("threshold", numbers[2], lambda theta: theta > 0, "above 0")
-    kind = jnp.result_type(jnp.float32, membrane, current, *numbers)
-    leak, gain, threshold = (align(x.astype(kind), current) for x in numbers)
+    check_known("threshold", numbers["threshold"], lambda theta: theta > 0, "above 0")
+    kind = jnp.result_type(jnp.float32, membrane, current, *numbers.values())
+    leak, gain, threshold = (align(x.astype(kind), current, name) for name, x in numbers.items())
     charge = leak * membrane.astype(kind) + gain * current.astype(kind)
     spikes = heaviside(charge - threshold, params.surrogate)
     fired = jax.lax.stop_gradient(spikes)

@@ -51,18 +51,20 @@ def as_floats(name: str, x):
     return array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.integer) else array
 
 
-def align(x, like):
+def align(x, like, name: str = "an array"):
     """Views `x` over the last axes of `like`, rank for rank: broadcasting that says what it means.
 
     Raises:
-        ValueError: `x` is broader than `like`, or does not fit its last axes.
+        ValueError: `x`, by its name, is broader than `like`, or does not fit its last axes.
 
     >>> align(jnp.ones(3), jnp.ones((2, 4, 3))).shape
     (1, 1, 3)
     """
     fits = x.ndim <= like.ndim and all(a in (1, b) for a, b in zip(x.shape[::-1], like.shape[::-1], strict=False))
     if not fits:
-        raise ValueError(f"shape {x.shape} does not fit shape {like.shape}: it must be a scalar or as its last axes")
+        raise ValueError(
+            f"{name} of shape {x.shape} does not fit shape {like.shape}: it must be a scalar or as its last axes"
+        )
     return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
@@ -134,7 +136,7 @@ def operands(current, threshold):
     kind = jnp.promote_types(given, jnp.int32 if integers else jnp.float32)
     dtype = kind if jnp.issubdtype(current.dtype, jnp.integer) else current.dtype
     check_threshold(threshold, kind)
-    theta = align(threshold.astype(kind), current)
+    theta = align(threshold.astype(kind), current, "threshold")
     return current.astype(kind), theta, dtype
 
 

@@ -141,7 +141,13 @@ def check_config(run_dir: Path, config: TrainConfig) -> None:
             before = read_json(path)
         except ValueError as error:
             raise ValueError(f"{one_line(error)}: mend it, or delete it (the checkpoints hold it too)") from error
-        check_same_run(before, json.loads(json.dumps(as_json(config))), MAY_DIFFER)
+        now = json.loads(json.dumps(as_json(config)))
+        if before.keys() != now.keys():
+            raise ValueError(
+                f"{one_line(path)} is not the config of a run of this version: mend it, or delete it (the checkpoints "
+                "hold it too)"
+            )
+        check_same_run(before, now, MAY_DIFFER)
     elif (run_dir / "metrics.jsonl").exists() and not steps_in(check_path(run_dir) / "checkpoints"):
         raise ValueError(
             f"{one_line(run_dir)} holds the metrics of a run whose config and checkpoints are gone: move metrics.jsonl "

@@ -66,6 +66,8 @@ def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, me
     Raises:
         ValueError: a batch that the mesh's data axis does not divide, and what `create_model` and `make_mesh` refuse.
     """
+    if jax.config.jax_enable_x64:
+        raise ValueError("JAX_ENABLE_X64 is set: training is in float32 (float64 would be another run): unset it")
     image_shape = tuple(check_whole("a side of image_shape", side, 1, 2**16) for side in image_shape)
     num_classes, examples = (
         check_whole("num_classes", num_classes, 1, 2**24),
