@@ -31,23 +31,22 @@ class AttentionLayer(nn.Module):
         return self.attend(q, k, v)
 
 
-def attention_counts(q: Signal, k: Signal, v: Signal, heads: int, scales, name: str, precision=None):
+def attention_counts(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, precision=None):
     """`A·v` as a current of integers, and what it leaves in `aux`.
 
     Args:
         q, k: signals of one step a neuron; or all three at every step.
         v: levels, a spike train, or steps.
-        heads: heads; the scales share them.
-        scales: token groups.
-        name: of the attention in `aux`.
+        layer: whose heads and scales.
         precision: of its products.
     """
+    heads, scales, name = layer.heads, layer.scales, "/".join(layer.path)
     height, width, channels = v.image_shape
-    keys, queries = (split(x.planes, heads) for x in (k, q))
+    keys, queries = (split(x.planes.astype(jnp.float32), heads) for x in (k, q))
     of_values, of_queries = attention_halves(queries, keys, scales, precision, grid=(height, width))
-    counts = v.integrate(lambda x: of_values(split(x, heads)), lambda x: join(of_queries(x)))
+    counts = v.integrate(lambda x: of_values(split(x.astype(jnp.float32), heads)), lambda x: join(of_queries(x)))
     made = AttentionRecord(
-        synops=_synops(queries, keys, v, heads, scales),
+        synops=None if layer.wire.capture == "none" else _synops(queries, keys, v, heads, scales),
         sources=(q.source, k.source, v.source),
         products=tuple(_products(q, k, v, heads, scales)),
         bound=max(scale.tokens for scale in scales) * (channels // heads) * (1 if v.code is None else v.code.max_level),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from ge2mst_jax.nn.attention import AttentionLayer, attention_counts
 from ge2mst_jax.nn.neuron import NeuronLayer
-from ge2mst_jax.nn.planes import integer_conv
+from ge2mst_jax.nn.planes import EXACT, integer_conv
 from ge2mst_jax.nn.synapse import HeadLayer, SynapseLayer, summed_over_tokens
 from ge2mst_jax.nn.wire import Signal
 from ge2mst_jax.spiking import align, expg_fire, ladder_levels
@@ -18,7 +18,7 @@ class Neuron(NeuronLayer):
         threshold = self.get_variable("params", "threshold")  # only `convert` makes it
         if self.wire.execution == "dense":
             return Signal(ladder_levels(current.value, threshold, code), None, code, "levels", name), None
-        return Signal(expg_fire(current.value, threshold, code), None, code, "train", name), None
+        return Signal(expg_fire(current.value, threshold, code).astype(jnp.uint8), None, code, "train", name), None
 
 
 class Synapse(SynapseLayer):
@@ -52,6 +52,9 @@ class Attention(AttentionLayer):
 
     def attend(self, q, k, v):
         """`(Current, None, aux)`: the counts, shifted to their current's `2^-f` by the layer's `shift`."""
-        counts, aux = attention_counts(q, k, v, self.heads, self.scales, "/".join(self.path), "highest")
+        counts, aux = attention_counts(q, k, v, self, "highest")
+        ((name, record),) = aux.items()
+        if record.bound > EXACT:
+            raise ValueError(f"{name}: counts up to {record.bound} leave float32's {EXACT}: use smaller token groups")
         shift = self.get_variable("params", "shift")  # only `convert` makes it
         return counts.replace(value=jnp.left_shift(counts.value.astype(jnp.int32), shift)), None, aux

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-
 NO_SUM = -(2**31)
 
 

@@ -133,8 +133,8 @@ def _depthwise_backward(kept, gradient):
     # Both from views of the gradient, at hand only now: views of `x` would be kept from the forward pass on.
     x, kernel = kept
     gradient = gradient.astype(x.dtype)
-    views = [view.astype(jnp.float32) for view in views(gradient, kernel.shape[0], 1)]
-    to_kernel = jnp.stack([jnp.sum(x.astype(jnp.float32) * view, (0, 1, 2)) for view in reversed(views)])
+    seen = [view.astype(jnp.float32) for view in views(gradient, kernel.shape[0], 1)]
+    to_kernel = jnp.stack([jnp.sum(x.astype(jnp.float32) * view, (0, 1, 2)) for view in reversed(seen)])
     to_x = by_taps(gradient, kernel[::-1, ::-1], 1)
     return to_x.astype(x.dtype), to_kernel.reshape(kernel.shape).astype(kernel.dtype)
 

@@ -39,9 +39,13 @@ class NeuronLayer(nn.Module):
 
 def record(signal: Signal, activity, wire: Wire, current: Current | None) -> NeuronRecord:
     """What a neuron layer leaves in `aux`, from the signal that it sends; real numbers are no spikes and count none."""
+    about = {"code": signal.code, "steps": signal.steps, "shape": signal.image_shape}
+    about["parts"] = () if current is None else current.parts
+    if wire.capture == "none":
+        return NeuronRecord(None, None, None, None, None, **about)
     timed, code = signal.form != "levels", signal.code
     if timed:
-        spikes = signal.data.sum(0)
+        spikes = signal.data.astype(jnp.int32).sum(0)
     elif code is None:
         spikes = jnp.zeros_like(signal.data)
     else:
@@ -55,8 +59,5 @@ def record(signal: Signal, activity, wire: Wire, current: Current | None) -> Neu
         levels=levels if captured else None,
         train=signal.data.astype(bool) if captured and timed else None,
         current=current.value if captured and current is not None else None,
-        code=code,
-        steps=signal.steps,
-        shape=signal.image_shape,
-        parts=() if current is None else current.parts,
+        **about,
     )

@@ -55,7 +55,7 @@ class Arithmetic:
         return "float32" if backend == "cpu" else "bfloat16"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def plane_widths(fan_in: int, max_level: int, current_bits: int, operand_type: str) -> tuple[int, int]:
     """`(planes, bits)`: how many planes, each but the uppermost with balanced digits of so many bits.
 
@@ -144,11 +144,12 @@ def integer_conv(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic)
     of_group = zip(jnp.split(x.astype(operand_type), groups, -1), jnp.split(kernel, groups, -1), strict=True)
     summed = []
     for arriving, weights in of_group:
-        # The planes side by side, as channels of one product: what arrives is read once.
-        side_by_side = jnp.concatenate(cut(weights, planes, bits), -1).astype(operand_type)
-        sums = _sum_of_products(arriving, side_by_side, stride, max_level, backend).astype(jnp.int32)
-        parts = jnp.split(sums, planes, -1)
-        summed.append(sum(part << (p * bits) if p else part for p, part in enumerate(parts)))
+        total = None
+        for p, plane in enumerate(cut(weights, planes, bits)):
+            plane = plane.astype(operand_type)
+            part = _sum_of_products(arriving, plane, stride, max_level, backend).astype(jnp.int32)
+            total = part if total is None else total + jnp.left_shift(part, p * bits)
+        summed.append(total)
     return jnp.concatenate(summed, -1) if groups > 1 else summed[0]
 
 

@@ -20,7 +20,7 @@ FEW = 2
 
 
 def adversarial(images_shape, kernel_shape, max_level: int, operand_type: str, seed: int = 0):
-    """Levels `[B, H, W, C]` and weights `[k, k, C, D]`, float64 integers whose sums come near `2^24` and do not reach it.
+    """Levels `[B, H, W, C]` and weights `[k, k, C, D]`, float64 integers whose sums come near `2^24`, not beyond it.
 
     Every fourth output channel has weights of one kind: all positive and odd, up to the bound; half of them negative,
     so that large sums cancel; one weight that takes nearly the whole bound among ones; random signs and sizes. Levels:
@@ -90,7 +90,7 @@ def is_plain(backend: str, images_shape, kernel_shape, stride: int, max_level: i
     return _tried((images, *images_shape[1:]), tuple(kernel_shape), stride, max_level, operand_type)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _tried(images_shape, kernel_shape, stride, max_level, operand_type) -> bool:
     shapes = [jax.ShapeDtypeStruct(shape, operand_type) for shape in (images_shape, kernel_shape)]
     # Compiled ahead: the caller may be in the middle of tracing a network.

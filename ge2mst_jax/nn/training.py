@@ -112,6 +112,6 @@ class Attention(AttentionLayer):
 
     def attend(self, q, k, v):
         """`(Current, unit, aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
-        counts, aux = attention_counts(q, k, v, self.heads, self.scales, "/".join(self.path))
+        counts, aux = attention_counts(q, k, v, self)
         unit = unit_of(q, k, v, self.heads, self.scales)
         return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux

@@ -15,7 +15,7 @@ from ge2mst_jax.nn.planes import Arithmetic
 from ge2mst_jax.spiking import SpikeCode, expg_charge
 
 EXECUTIONS = ("training", "dense", "spiking")
-CAPTURES = ("counts", "levels")
+CAPTURES = ("none", "counts", "levels")
 DTYPES = ("float32", "bfloat16", "float16")
 #: name: what it is. The first three send levels in one pass, the last three fire at every step.
 NEURONS = {
@@ -38,7 +38,8 @@ class Wire:
         neuron: a name from `nn.NEURONS`.
         execution: `"training"` (raw parameters, BatchNorm), or a deployed network's `"dense"` (one pass on
             levels) or `"spiking"` (scan over time steps).
-        capture: what `aux` holds: `"counts"`, or `"levels"` for every neuron's levels and spikes.
+        capture: what `aux` holds: `"counts"` of spikes, `"levels"` for every neuron's levels and spikes, too, or
+            `"none"` of them, for those who want logits alone.
         dtype: of the operands of training products, one of `DTYPES`; currents stay float32.
         arithmetic: of a deployed network.
 
@@ -54,7 +55,7 @@ class Wire:
     execution: str = "training"
     capture: str = "counts"
     dtype: Any = jnp.float32
-    arithmetic: Arithmetic = Arithmetic()
+    arithmetic: Arithmetic = dataclasses.field(default_factory=Arithmetic)
 
     def __post_init__(self):
         if not isinstance(self.code, SpikeCode):
@@ -78,10 +79,6 @@ def check_dtype(dtype) -> None:
         name = None
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {shown(dtype)}: known are {', '.join(DTYPES)}")
-
-
-#: Steps of the longest train that is charged with all its steps at once.
-MAX_AT_ONCE = 8
 
 
 @struct.dataclass(eq=False)
@@ -121,7 +118,7 @@ class Signal:
         if self.form == "levels":
             return rest(linear_map(self.data))
         if self.form == "train":
-            return rest(expg_charge(linear_map, self.data, self.code, at_once=self.code.num_steps <= MAX_AT_ONCE))
+            return rest(expg_charge(linear_map, self.data, self.code))
         arrived = rest(linear_map(self.planes))
         return arrived.reshape(*self.data.shape[:2], *arrived.shape[1:])  # [T, B, ...]
 
@@ -174,8 +171,8 @@ class Current:
 class NeuronRecord:
     """What a neuron layer leaves in `aux`."""
 
-    spikes: jax.Array  # [B, H, W] int32: spikes of each image and position, summed over channels and steps
-    activity: jax.Array  # [B] float32: the same in all, with a gradient that a spike penalty can use
+    spikes: jax.Array | None  # [B, H, W] int32: spikes of each image and position, summed over channels and steps
+    activity: jax.Array | None  # [B] float32: the same in all, with a gradient that a spike penalty can use
     levels: jax.Array | None  # [B, H, W, C] where captured, else None
     train: jax.Array | None  # [T, B, H, W, C] bool where captured and fired, else None
     current: jax.Array | None  # [B, H, W, C] where captured (the image has none)
@@ -208,7 +205,7 @@ class SynapseRecord:
 class AttentionRecord:
     """What an attention leaves in `aux`."""
 
-    synops: jax.Array  # [B] int32
+    synops: jax.Array | None  # [B] int32
     sources: tuple[str, ...] = struct.field(pytree_node=False)  # q, k, v
     #: of each product: multiply-accumulates of one dense pass, and the neuron layers whose spikes meet in it
     products: tuple[tuple[int, tuple[str, ...]], ...] = struct.field(pytree_node=False)

@@ -82,15 +82,13 @@ def fire_step(params: ExpGParams, state: ExpGState, inputs):
     return ExpGState(membrane, fired + spikes), spikes
 
 
-def expg_charge(linear_map, spikes, code: SpikeCode, at_once: bool = False):
+def expg_charge(linear_map, spikes, code: SpikeCode):
     """Current that a spike train causes, `Σ_t w_t · (W s_t)`, one step at a time.
 
     Args:
         linear_map: `W`, from one step's spikes `[...]` to what arrives: an array, or a pytree of arrays.
         spikes: `[T, ...]`, 0 or 1, floating or integer; bools become int32.
         code: the sender's code.
-        at_once: all steps through the map side by side (`vmap`), as many images as there are steps: faster where memory
-            holds them, the same sum.
 
     Returns:
         The shape of `linear_map(spikes[0])`, in its types; narrow integers are added up in int32.
@@ -113,11 +111,6 @@ def expg_charge(linear_map, spikes, code: SpikeCode, at_once: bool = False):
         weight, arriving = inputs
         return charge_step(params, membrane, (weight, arrive(arriving)))
 
-    if at_once:
-        arrived = jax.vmap(arrive)(spikes)
-        return jax.tree.map(
-            lambda x: sum(jnp.asarray(w, x.dtype) * x[t] for t, w in enumerate(code.step_weights)), arrived
-        )
     first = jax.tree.map(lambda x: jnp.asarray(weights[0], x.dtype) * x, arrive(spikes[0]))
     return first if code.num_steps == 1 else scan_time(step, None, first, (weights[1:], spikes[1:]), unroll=False)[0]
 

@@ -18,7 +18,6 @@ from ge2mst_jax.spiking.codes import SpikeCode
 from ge2mst_jax.spiking.neurons import expg_fire
 from ge2mst_jax.spiking.operands import FLOATS, charged, forward_only, meant, operands
 
-
 #: Up to so many, a comparison a level costs less than a greedy step a spike.
 FEW_LEVELS = 8
 
