@@ -11,7 +11,7 @@ from flax.errors import FlaxError
 
 from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_labels, digest_of, forward
-from ge2mst_jax.convert.fixed_point import SIGNIFICAND_BITS, current_bound, leaves, round_to, shared_currents
+from ge2mst_jax.convert.fixed_point import current_bound, leaves, shared_currents
 from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.nn import NeuronRecord, SynapseRecord, check_images
 
@@ -32,7 +32,7 @@ class LayerCertificate:
     levels_differing: int
     spikes_fired: int
     fraction_bits: int | None
-    bound: float | None
+    bound: int | None
     headroom_bits: float | None
 
 
@@ -62,39 +62,44 @@ class Certificate:
 
 
 def check_network(net: DeployedNet) -> None:
-    """Checks every number: finite, on its grid, thresholds positive and even, bounds below `2^(24-f)`, the digest.
+    """Checks every number: int32, thresholds positive and even, shifts and bounds those of the formats, the digest.
 
     Raises:
         CertificateError: names the first layer that fails.
     """
     try:
         aux = net.layers
-    except FlaxError as error:
+    except (FlaxError, ValueError) as error:
         raise CertificateError(f"the arrays are not those of the network's definition: {one_line(error)}") from error
     expected = {tuple(sorted(parts)) for parts, _ in shared_currents(aux)}
     if expected != {tuple(sorted(f.parts)) for f in net.formats}:
         raise CertificateError("the formats are not those of this network's currents")
     for current in net.formats:
+        if current.current_bits != net.model.current_bits:
+            raise CertificateError(
+                f"{current.readers[0]}: its format is one of {current.current_bits} bits, not {net.model.current_bits}"
+            )
         for name in dict.fromkeys((*current.parts, *current.readers)):
             for key, array in leaves(net.params, name).items():
-                array, even = np.asarray(array), key == "threshold"
-                if not np.isfinite(array).all():
-                    raise CertificateError(f"{name}: {key} holds numbers that are not finite")
-                if not (round_to(array, current.fraction_bits, even) == array).all():
-                    grid = f"2^-{current.fraction_bits - even}"
-                    raise CertificateError(f"{name}: {key} holds numbers that are not multiples of {grid}")
-                if even and not (array > 0).all():
-                    raise CertificateError(f"{name}: a threshold is not positive")
-        bound = current_bound(current.parts, current.readers, aux, net.params)
-        if not bound < 2.0 ** (SIGNIFICAND_BITS - current.fraction_bits):
+                _check_array(name, key, np.asarray(array), current.fraction_bits)
+        bound = current_bound(current.parts, current.readers, aux, net.params, current.fraction_bits)
+        if not bound < 2**current.current_bits:
             raise CertificateError(
-                f"{current.readers[0]}: its current can reach {bound:.6g}, "
-                f"not below 2^{SIGNIFICAND_BITS - current.fraction_bits}"
+                f"{current.readers[0]}: its current can reach {bound}, not below 2^{current.current_bits}"
             )
     if digest_of(net.model, net.params, net.formats, net.image_shape) != net.digest:
         raise CertificateError(
             "the digest is not the one that deploy stored: an array, a format or the network's definition was changed"
         )
+
+
+def _check_array(name, key, array, fraction_bits) -> None:
+    if array.dtype != np.int32:
+        raise CertificateError(f"{name}: {key} holds {array.dtype} numbers: those of a deployed network are int32")
+    if key == "threshold" and not ((array > 0) & (array % 2 == 0)).all():
+        raise CertificateError(f"{name}: a threshold is not positive and even")
+    if key == "shift" and array != fraction_bits:
+        raise CertificateError(f"{name}: its counts are shifted by {array}, but its current has f = {fraction_bits}")
 
 
 @functools.partial(jax.jit, static_argnames=("dense", "spiking"))

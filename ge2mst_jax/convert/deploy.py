@@ -17,7 +17,8 @@ from ge2mst_jax.checks import check_number, check_whole, shown
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat, choose_format, nest, shared_currents
 from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.models import model_fields
-from ge2mst_jax.nn import SynapseRecord, check_images
+from ge2mst_jax.nn import Arithmetic, SynapseRecord, check_images
+from ge2mst_jax.nn.images import NO_SUM
 
 
 @functools.partial(jax.jit, static_argnames=("model", "train"))
@@ -28,7 +29,7 @@ def forward(model: nn.Module, variables, images, train: bool = False):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeployedNet:
-    """A deployed network: fixed-point numbers, two executions, equal bit for bit.
+    """A deployed network: integers, two executions, equal bit for bit.
 
     Made by `deploy`. `net(images, execution="dense" | "spiking", capture="counts" | "levels")` returns
     `(logits [B, classes], aux)`; images are `[B, H, W, C]`, float in [0, 1] or uint8. Two networks are equal if their
@@ -36,7 +37,8 @@ class DeployedNet:
 
     Args:
         model: the network definition.
-        params: `{layer: {kernel, bias | threshold}}`, nested, float32 multiples of their current's `2^-f`.
+        params: `{layer: {kernel, bias | threshold | shift}}`, nested, int32; one is worth `2^-f` of its current
+            (`shift` is the `f` of the current that an attention's counts join).
         formats: of every current.
         image_shape: `(H, W, C)`.
         digest: SHA-256 of all of the above, as `deploy` made them.
@@ -66,19 +68,20 @@ class DeployedNet:
     def __call__(self, images, execution: str = "dense", capture: str = "counts"):
         check_images(images, self.image_shape)
         sums, aux = forward(self.executed(execution, capture), {"params": self.params}, jnp.asarray(images))
-        return self.logits(sums, aux), aux
+        return self.logits(sums), aux
 
     def executed(self, execution: str, capture: str = "counts") -> nn.Module:
-        """The one network definition under an execution; `.apply({"params": net.params}, ...)` gives certified sums."""
+        """The network's definition under an execution; `.apply({"params": net.params}, ...)` gives certified sums."""
         if execution not in ("dense", "spiking"):
             raise ValueError(f"unknown execution {execution!r}: known are dense, spiking")
         return self.model.clone(execution=execution, capture=capture)
 
-    @staticmethod
-    def logits(sums, aux):
-        """Logits from the head's certified sums: divided by the number of tokens."""
-        head = next(r for r in aux.values() if isinstance(r, SynapseRecord) and r.role == "head")
-        return sums / np.float32(head.in_shape[0] * head.in_shape[1])
+    def logits(self, sums):
+        """Logits from the head's certified sums: float32, divided by the number of tokens, nan where there is none."""
+        name, head = next((n, r) for n, r in self.layers.items() if isinstance(r, SynapseRecord) and r.role == "head")
+        fraction_bits = next(f.fraction_bits for f in self.formats if name in f.parts)
+        worth = np.float32(0.5**fraction_bits / (head.in_shape[0] * head.in_shape[1]))
+        return jnp.where(sums == NO_SUM, jnp.nan, jnp.asarray(sums, jnp.float32) * worth)
 
     @functools.cached_property
     def layers(self):
@@ -95,7 +98,7 @@ class DeployedNet:
 
 def digest_of(model, params, formats, image_shape) -> str:
     """SHA-256 over the network's definition, every array's path, shape and bytes, the formats and the image shape."""
-    definition = {k: v for k, v in model_fields(model).items() if k not in ("execution", "capture", "remat")}
+    definition = {k: v for k, v in model_fields(model).items() if k not in ("execution", "capture", "remat", "backend")}
     about = [definition, [dataclasses.asdict(f) for f in formats], list(image_shape)]
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
@@ -179,7 +182,7 @@ def _refuse_what_multiplies(net) -> None:
 
 
 def fold(model, variables, image_shape):
-    """Folds BatchNorm and thresholds into weights, in float32, not rounded.
+    """Folds BatchNorm and thresholds into weights, in float32, no integers yet.
 
     Returns:
         `{layer: arrays}` nested, and `aux` with shapes for arrays.
@@ -227,14 +230,20 @@ def accuracy(logits, labels) -> float:
 
 
 def deploy(
-    model, variables, image_shape, calibration=None, max_accuracy_drop: float = 0.002, about: dict | None = None
+    model,
+    variables,
+    image_shape,
+    calibration=None,
+    max_accuracy_drop: float = 0.002,
+    about: dict | None = None,
+    current_bits: int = 31,
 ) -> DeployedNet:
     """Turns a trained network into one whose dense and spiking executions are equal bit for bit.
 
     Every layer folds itself: `W' = W·γ/σ`, `b' = β - μγ/σ` (σ is that of sums of levels, so it holds θ); the head
     `W·θ`, attention its thresholds. All summands of a current (the residual stream has
-    one) are then rounded to multiples of `2^-f`, thresholds to even ones, with the largest `f` for which the
-    worst-case bound `Σ|W'|·L + |b'| + θ/2` stays below `2^(24-f)`: so every float32 addition is exact.
+    one) then become integers, each worth `2^-f`, thresholds even ones, with the largest `f` for which the worst-case
+    bound `Σ|W'|·L + |b'| + θ/2` stays below `2^current_bits`: so every addition is exact, in any order.
 
     Args:
         model: from `create_model`, with `neuron="expg"`.
@@ -243,6 +252,8 @@ def deploy(
         calibration: `(images, labels)` to hold the accuracy against, optional.
         max_accuracy_drop: most of it that folding and rounding may cost there, a share (0.002 is 0.2 points).
         about: as of `DeployedNet`.
+        current_bits: 31, sums in int32, or 24, sums in one float32: faster, and further from the trained network (the
+            certificate says how far).
 
     Raises:
         ValueError: an image shape or a number that is none, labels that do not fit.
@@ -264,13 +275,14 @@ def deploy(
     check_number("max_accuracy_drop", max_accuracy_drop, 0, 1)
     _check_about(about := {} if about is None else about)
     _refuse_what_is_not_ours(model, variables)
+    model = model.clone(current_bits=Arithmetic(current_bits).current_bits)
     _refuse_misfits(model, variables, image_shape)
     folded, aux = fold(model, variables, image_shape)
     formats, layers = [], {}
     for parts, readers in shared_currents(aux):
-        made, rounded = choose_format(parts, readers, aux, folded)
+        made, integers = choose_format(parts, readers, aux, folded, current_bits)
         formats.append(made)
-        layers |= rounded
+        layers |= integers
     params = nest(layers)
     formats = tuple(formats)
     net = DeployedNet(

@@ -1,4 +1,4 @@
-"""Fixed point: one format per current, chosen so that every float32 addition is exact."""
+"""Fixed point: integers of one format per current, chosen so that no sum of them can run over."""
 
 import dataclasses
 import math
@@ -7,36 +7,32 @@ import numpy as np
 
 from ge2mst_jax.nn import AttentionRecord, NeuronRecord, SynapseRecord
 
-#: float32 holds every integer up to 2^24.
-SIGNIFICAND_BITS = 24
-#: Finer than this no weight needs to be.
-MAX_FRACTION_BITS = 23
-
-
 class ConversionError(ValueError):
     """A network, layer or number that cannot be converted; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CurrentFormat:
-    """The fixed-point format that all summands of some currents share.
+    """The fixed-point format that all summands of some currents share: integers, each worth `2^-f`.
 
     Args:
         parts: names of the synaptic and attention layers whose outputs are summed.
         readers: names of the neuron layers that read a partial or whole sum (the head reads its own).
-        fraction_bits: `f`: every number is a multiple of `2^-f`.
-        bound: largest magnitude that any sum can reach, `Σ|W|·L + |b| + θ/2` (and `L·θ`); below `2^(24-f)`.
+        fraction_bits: `f`.
+        bound: largest magnitude that any sum can reach, `Σ|W|·L + |b| + θ/2` (and `L·θ`), an integer.
+        current_bits: the bound stays below `2^current_bits`.
     """
 
     parts: tuple[str, ...]
     readers: tuple[str, ...]
     fraction_bits: int
-    bound: float
+    bound: int
+    current_bits: int
 
     @property
     def headroom_bits(self) -> float:
-        """`log2(2^(24-f)/bound)`, above 0 for a sound format."""
-        return SIGNIFICAND_BITS - self.fraction_bits - math.log2(max(self.bound, 2.0**-126))
+        """`log2(2^current_bits/bound)`, above 0 for a sound format."""
+        return self.current_bits - math.log2(max(self.bound, 1))
 
 
 def shared_currents(aux) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -64,49 +60,59 @@ def leaves(params, name: str) -> dict[str, np.ndarray]:
     return params
 
 
-def current_bound(parts, readers, aux, params) -> float:
-    """Largest magnitude of the sum of `parts`, membrane offset and top level included, over all inputs."""
-    total = np.zeros(())
+def current_bound(parts, readers, aux, params, fraction_bits: int = 0):
+    """Largest magnitude of the sum of `parts`, membrane offset and top level included, over all inputs.
+
+    Exact, an `int`, where the parameters are integers of so many fraction bits; of folded ones a `float`.
+    """
+    total = np.zeros((), np.int64)
     for part in parts:
         record = aux[part]
         if isinstance(record, AttentionRecord):
-            total = total + record.bound
+            total = total + (record.bound << fraction_bits)
         else:
-            arrays = leaves(params, part)
-            weights = np.abs(np.asarray(arrays["kernel"], np.float64))
+            arrays = {key: _wide(array) for key, array in leaves(params, part).items()}
+            weights = np.abs(arrays["kernel"])
             tokens = record.in_shape[0] * record.in_shape[1] if record.role == "head" else 1
             arriving = weights.reshape(-1, weights.shape[-1]).sum(0) * record.max_level * tokens
-            total = total + arriving + np.abs(np.asarray(arrays["bias"], np.float64))
-    bound = float(np.max(total))
+            total = total + arriving + np.abs(arrays["bias"])
+    bounds = [np.max(total)]
     for reader in readers:
         if isinstance(aux[reader], NeuronRecord):
-            theta = np.asarray(leaves(params, reader)["threshold"], np.float64)
-            bound = max(bound, float(np.max(total + theta / 2)), float(np.max(theta)) * aux[reader].code.max_level)
-    return bound
+            theta = _wide(leaves(params, reader)["threshold"])
+            half = theta // 2 if theta.dtype == np.int64 else theta / 2
+            bounds += [np.max(total + half), np.max(theta) * aux[reader].code.max_level]
+    return max(bounds).item()
 
 
-def round_to(values, fraction_bits: int, even: bool = False) -> np.ndarray:
-    """The nearest multiples of `2^-f` (of `2^(1-f)` where `even`), as float32.
+def _wide(array) -> np.ndarray:
+    array = np.asarray(array)
+    return array.astype(np.int64 if np.issubdtype(array.dtype, np.integer) else np.float64)
 
-    >>> round_to([0.3, -0.3], 2).tolist(), round_to([0.3], 2, even=True).tolist()
-    ([0.25, -0.25], [0.5])
+
+def to_integers(values, fraction_bits: int, even: bool = False) -> np.ndarray:
+    """The nearest integers of which each is worth `2^-f` (even ones where asked), int64.
+
+    >>> to_integers([0.3, -0.3], 2).tolist(), to_integers([0.3], 2, even=True).tolist()
+    ([1, -1], [2])
     """
-    grid = 2.0 ** (fraction_bits - even)
-    # + 0.0 turns -0.0 into 0.0, so that equal networks have equal digests.
-    return (np.round(np.asarray(values, np.float64) * grid) / grid + 0.0).astype(np.float32)
+    scaled = np.rint(np.ldexp(np.asarray(values, np.float64), fraction_bits - even)).astype(np.int64)
+    return scaled * 2 if even else scaled
 
 
-def round_layers(parts, readers, aux, params, fraction_bits: int) -> dict[str, dict[str, np.ndarray]]:
-    """`{layer: {array: rounded}}` of the synapses and thresholds of one shared current."""
-    rounded = {}
+def integer_layers(parts, readers, aux, params, fraction_bits: int) -> dict[str, dict[str, np.ndarray]]:
+    """`{layer: {array: integers}}` of the synapses, attentions and thresholds of one shared current."""
+    made = {}
     for part in parts:
         if isinstance(aux[part], SynapseRecord):
-            rounded[part] = {key: round_to(value, fraction_bits) for key, value in leaves(params, part).items()}
+            made[part] = {key: to_integers(value, fraction_bits) for key, value in leaves(params, part).items()}
+        else:
+            made[part] = {"shift": np.array(fraction_bits)}
     for reader in readers:
         if isinstance(aux[reader], NeuronRecord):
             threshold = leaves(params, reader)["threshold"]
-            rounded[reader] = {"threshold": round_to(threshold, fraction_bits, even=True)}
-    return rounded
+            made[reader] = {"threshold": to_integers(threshold, fraction_bits, even=True)}
+    return made
 
 
 def nest(layers: dict[str, dict[str, np.ndarray]]) -> dict:
@@ -124,31 +130,27 @@ def nest(layers: dict[str, dict[str, np.ndarray]]) -> dict:
     return tree
 
 
-def choose_format(parts, readers, aux, params) -> tuple[CurrentFormat, dict]:
-    """The largest `f` whose rounded numbers keep every sum below `2^(24-f)`, and those numbers by layer.
+def choose_format(parts, readers, aux, params, current_bits: int) -> tuple[CurrentFormat, dict]:
+    """The largest `f` for which every sum of integers stays below `2^current_bits`, and those integers by layer.
 
     Raises:
-        ConversionError: no `f >= 1` does (or `f >= 0` where the sum is of integer counts alone), or a threshold
-            rounds to zero.
+        ConversionError: no `f >= 0` does, or a threshold rounds to zero.
     """
     estimate = current_bound(parts, readers, aux, params)
-    start = min(MAX_FRACTION_BITS, SIGNIFICAND_BITS - math.floor(math.log2(max(estimate, 2.0**-8))) + 1)
-    for fraction_bits in range(start, 0, -1):
-        rounded = round_layers(parts, readers, aux, params, fraction_bits)
-        bound = current_bound(parts, readers, aux, nest(rounded))
-        if bound < 2.0 ** (SIGNIFICAND_BITS - fraction_bits):
+    start = min(current_bits, current_bits - math.floor(math.log2(max(estimate, 1e-30))) + 1)
+    for fraction_bits in range(start, -1, -1):
+        made = integer_layers(parts, readers, aux, params, fraction_bits)
+        bound = current_bound(parts, readers, aux, nest(made), fraction_bits)
+        if bound < 2**current_bits:
             for reader in readers:
-                if (
-                    reader in rounded
-                    and "threshold" in rounded[reader]
-                    and not (rounded[reader]["threshold"] > 0).all()
-                ):
+                if "threshold" in made.get(reader, {}) and not (made[reader]["threshold"] > 0).all():
                     raise ConversionError(
                         f"the threshold of {reader} rounds to zero at {fraction_bits} fraction bits "
-                        f"(its current can reach {bound:.4g}): train with smaller weights or fewer levels"
+                        f"(its current can reach {estimate:.4g}): train with smaller weights or fewer levels"
                     )
-            return CurrentFormat(tuple(parts), tuple(readers), fraction_bits, bound), rounded
+            layers = {name: {key: a.astype(np.int32) for key, a in arrays.items()} for name, arrays in made.items()}
+            return CurrentFormat(tuple(parts), tuple(readers), fraction_bits, bound, current_bits), layers
     raise ConversionError(
         f"the current of {', '.join(readers)} can reach {estimate:.4g}, which leaves no fraction bits "
-        f"in float32's {SIGNIFICAND_BITS}: train with smaller weights, fewer levels or fewer channels"
+        f"in {current_bits}: train with smaller weights, fewer levels or fewer channels"
     )

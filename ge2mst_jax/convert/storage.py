@@ -19,7 +19,7 @@ from ge2mst_jax.convert.deploy import DeployedNet
 from ge2mst_jax.convert.fixed_point import CurrentFormat
 from ge2mst_jax.models import create_model, model_fields
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def save_net(path, net: DeployedNet, model_name: str) -> None:
@@ -101,7 +101,7 @@ def load_net(path) -> DeployedNet:
             create_model(about["model"]["name"], **about["model"]["fields"]),
             arrays["deployed"],
             tuple(
-                CurrentFormat(tuple(f["parts"]), tuple(f["readers"]), f["fraction_bits"], f["bound"])
+                CurrentFormat(**f | {"parts": tuple(f["parts"]), "readers": tuple(f["readers"])})
                 for f in about["formats"]
             ),
             tuple(about["image_shape"]),

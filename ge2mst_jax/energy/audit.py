@@ -24,6 +24,7 @@ from ge2mst_jax.energy.numbers import (
     joined,
     repeated,
     rounded,
+    shifted,
     summed,
     times,
     truth,
@@ -42,6 +43,7 @@ _LOGIC = frozenset("and or xor not reduce_and reduce_or reduce_xor".split())
 _SUM = frozenset("add sub add_any neg abs reduce_sum cumsum reduce_window_sum".split())
 _PRODUCT = frozenset("mul dot_general conv_general_dilated".split())
 _ROUND = frozenset("floor round ceil".split())
+_SHIFT = frozenset("shift_left shift_right_arithmetic shift_right_logical".split())
 _LOOK_UP = frozenset("gather dynamic_slice".split())
 #: Reductions with a body: allowed are those whose body is this one operation.
 _WITH_BODY = frozenset("reduce reduce_window".split())
@@ -114,6 +116,8 @@ class Reader:
             return [truth(sets)]
         if name in _LOGIC:
             return [bitwise(name, sets, eqn)]
+        if name in _SHIFT:
+            return [shifted(name, sets)]
         if name in _SUM:
             return [summed(name, sets, eqn)]
         if name in _ROUND:

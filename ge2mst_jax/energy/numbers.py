@@ -149,6 +149,20 @@ def rounded(numbers: Numbers) -> Numbers:
     return Numbers(low, high, integer=True, fixed=numbers.fixed)
 
 
+def shifted(name, sets) -> Numbers:
+    """Integers times or divided by a power of two and rounded down: a shift is no product of numbers."""
+    value, places = sets
+    fixed = value.fixed and places.fixed
+    if not (places.low >= 0 and places.high <= 31) or (name == "shift_right_logical" and value.low < 0):
+        return Numbers(integer=True, fixed=fixed)
+    if name == "shift_left":
+        corners = [v * 2.0**p for v in (value.low, value.high) for p in (places.low, places.high)]
+        return Numbers(min(corners), max(corners), True, value.power, fixed)
+    corners = [v if math.isinf(v) else math.floor(v / 2.0**p) for v in (value.low, value.high)
+               for p in (places.low, places.high)]  # fmt: skip
+    return Numbers(min(corners), max(corners), True, False, fixed)
+
+
 def joined(name, sets) -> Numbers:
     """One of several operands, by the operation's name: selected, put together, the largest, between limits."""
     if name == "clamp":

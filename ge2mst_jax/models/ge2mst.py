@@ -14,6 +14,7 @@ from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
 from ge2mst_jax.grouping import Scale
 from ge2mst_jax.nn import (
     INPUT_CODES,
+    Arithmetic,
     AttentionBlock,
     ConvBlock,
     Current,
@@ -122,6 +123,7 @@ class Ge2mST(nn.Module):
             are proportionally less. Needs the random stream `"dropout"`.
         remat: one of `REMAT`.
         execution, capture, dtype: see `ge2mst_jax.nn.Wire`.
+        current_bits, backend: of a deployed network, see `ge2mst_jax.nn.Arithmetic`; `deploy` sets the first.
 
     Call: `(images [B, H, W, C], train=False)`, float in [0, 1] or uint8. Returns `(logits [B, num_classes], aux)`;
     `aux` maps layer names to their records, in the order of the network.
@@ -147,6 +149,8 @@ class Ge2mST(nn.Module):
     execution: str = "training"
     capture: str = "counts"
     dtype: Any = jnp.float32
+    current_bits: int = 31
+    backend: str | None = None
 
     def __post_init__(self):
         check_fields(self)
@@ -155,7 +159,8 @@ class Ge2mST(nn.Module):
     @property
     def wire(self) -> Wire:
         """What its layers agree on."""
-        return Wire(self.code, self.neuron, self.execution, self.capture, self.dtype)
+        arithmetic = Arithmetic(self.current_bits, self.backend)
+        return Wire(self.code, self.neuron, self.execution, self.capture, self.dtype, arithmetic)
 
     @nn.compact
     def __call__(self, images, train: bool = False):

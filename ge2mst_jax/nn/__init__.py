@@ -10,8 +10,9 @@ from ge2mst_jax.nn.blocks import (
     Stem,
 )
 from ge2mst_jax.nn.images import check_images, in_range, pixels, refuse_others
-from ge2mst_jax.nn.layers import Head, Neuron, Synapse
+from ge2mst_jax.nn.layers import Attention, Head, Neuron, Synapse
 from ge2mst_jax.nn.maps import conv2d, fan_out, output_size
+from ge2mst_jax.nn.planes import Arithmetic, integer_conv
 from ge2mst_jax.nn.wire import (
     CAPTURES,
     DTYPES,
@@ -32,6 +33,8 @@ __all__ = [
     "GWSSA",
     "INPUT_CODES",
     "NEURONS",
+    "Arithmetic",
+    "Attention",
     "AttentionBlock",
     "AttentionRecord",
     "ConvBlock",
@@ -50,6 +53,7 @@ __all__ = [
     "conv2d",
     "fan_out",
     "in_range",
+    "integer_conv",
     "output_size",
     "pixels",
     "refuse_others",

@@ -2,11 +2,33 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.grouping import attention_halves, attention_synops, keys_first, share_heads
-from ge2mst_jax.nn.wire import AttentionRecord, Current, Signal
+from ge2mst_jax.grouping import Scale, attention_halves, attention_synops, keys_first, share_heads
+from ge2mst_jax.nn.wire import AttentionRecord, Current, Signal, Wire
+
+
+class AttentionLayer(nn.Module):
+    """Attention of three signals; `training.Attention` and `deployed.Attention` say in which units its counts are.
+
+    Args:
+        wire: the network's agreement.
+        heads: attention heads; the scales share them.
+        scales: token groups.
+
+    Call: `(q, k, v) -> (Current, unit, aux)`: `unit`, `[C]`, is the value of one count where the current is not in
+    counts yet, or `None`.
+    """
+
+    wire: Wire
+    heads: int
+    scales: tuple[Scale, ...]
+
+    @nn.compact
+    def __call__(self, q: Signal, k: Signal, v: Signal):
+        return self.attend(q, k, v)
 
 
 def attention_counts(q: Signal, k: Signal, v: Signal, heads: int, scales, name: str, precision=None):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ge2mst_jax.grouping import Scale
 from ge2mst_jax.nn.images import check_images, pixels
-from ge2mst_jax.nn.layers import Neuron, Synapse, attend
+from ge2mst_jax.nn.layers import Attention, Neuron, Synapse
 from ge2mst_jax.nn.neuron import BINARY, record
 from ge2mst_jax.nn.wire import Current, Signal, Wire
 from ge2mst_jax.spiking import SpikeCode
@@ -78,8 +78,7 @@ class GWSSA(nn.Module):
             neuron = Neuron(self.wire, BINARY if binary else None, self.heads if binary else 1, name=f"neuron_{key}")
             signals[key], more = neuron(made)
             aux |= more
-        name = "/".join((*self.path, "attention"))
-        attended, unit, more = attend(self.wire, *signals.values(), self.heads, self.scales, name)
+        attended, unit, more = Attention(self.wire, self.heads, self.scales, name="attention")(*signals.values())
         aux |= more
         local, more = Synapse(self.wire, channels, 3, group_width=1, name="local")(signals["v"], train, unit)
         aux |= more

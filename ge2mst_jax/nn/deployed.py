@@ -1,11 +1,10 @@
-"""Layers as they are deployed: folded weights and thresholds that `convert` made; dense, or spiking in time."""
+"""Layers as they are deployed: integer weights and thresholds that `convert` made; dense, or spiking in time."""
 
-import flax.linen as nn
 import jax.numpy as jnp
 
-from ge2mst_jax.nn.attention import attention_counts
-from ge2mst_jax.nn.maps import conv2d
+from ge2mst_jax.nn.attention import AttentionLayer, attention_counts
 from ge2mst_jax.nn.neuron import NeuronLayer
+from ge2mst_jax.nn.planes import integer_conv
 from ge2mst_jax.nn.synapse import HeadLayer, SynapseLayer, summed_over_tokens
 from ge2mst_jax.nn.wire import Signal
 from ge2mst_jax.spiking import align, expg_fire, ladder_levels
@@ -15,7 +14,7 @@ class Neuron(NeuronLayer):
     __doc__ = NeuronLayer.__doc__
 
     def fire(self, current, code, name, unit):
-        """`(Signal, None)`; `threshold`, in the units of its fixed-point current, is a scalar or one a channel."""
+        """`(Signal, None)`; `threshold`, an even integer in the units of its current, is a scalar or one a channel."""
         threshold = self.get_variable("params", "threshold")  # only `convert` makes it
         if self.wire.execution == "dense":
             return Signal(ladder_levels(current.value, threshold, code), None, code, "levels", name), None
@@ -23,12 +22,16 @@ class Neuron(NeuronLayer):
 
 
 class Synapse(SynapseLayer):
-    __doc__ = "`y = conv(n, W') + b'`. " + SynapseLayer.__doc__
+    __doc__ = "`y = conv(n, W) + b`, in int32. " + SynapseLayer.__doc__
 
     def convolve(self, signal, kernel, train, unit):
-        """The convolution by plain sums of products, and the bias."""
-        current = signal.integrate(lambda x: conv2d(x, kernel, self.stride, exact=True))
-        return current + align(self.param("bias", nn.initializers.zeros, (self.features,)), current)
+        """The convolution in planes, and the bias."""
+
+        def linear_map(x):
+            return integer_conv(x, kernel, self.stride, signal.code.max_level, self.wire.arithmetic)
+
+        current = signal.integrate(linear_map)
+        return current + align(self.get_variable("params", "bias"), current)
 
 
 class Head(HeadLayer):
@@ -36,12 +39,19 @@ class Head(HeadLayer):
 
     def read_out(self, signal, kernel, bias):
         """The certified sums: every spike adds its own row, before tokens are summed, so no product meets a count."""
-        return bias[None] + signal.integrate(
-            lambda x: summed_over_tokens(jnp.einsum("bhwc,ck->bhwk", x, kernel, precision="highest"))
-        )
+
+        def linear_map(x):
+            rows = integer_conv(x, kernel[None, None], 1, signal.code.max_level, self.wire.arithmetic)
+            return summed_over_tokens(rows)
+
+        return bias[None] + signal.integrate(linear_map)
 
 
-def attend(q: Signal, k: Signal, v: Signal, heads: int, scales, name: str):
-    """`(Current, None, aux)`: counts are integers in the units of their current already."""
-    counts, aux = attention_counts(q, k, v, heads, scales, name, "highest")
-    return counts, None, aux
+class Attention(AttentionLayer):
+    __doc__ = AttentionLayer.__doc__
+
+    def attend(self, q, k, v):
+        """`(Current, None, aux)`: the counts, shifted to their current's `2^-f` by the layer's `shift`."""
+        counts, aux = attention_counts(q, k, v, self.heads, self.scales, "/".join(self.path), "highest")
+        shift = self.get_variable("params", "shift")  # only `convert` makes it
+        return counts.replace(value=jnp.left_shift(counts.value.astype(jnp.int32), shift)), None, aux

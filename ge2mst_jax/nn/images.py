@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
+NO_SUM = -(2**31)
+
+
 def check_images(images, image_shape=None) -> None:
     """Refuses what is no batch of images, as far as it can be told: shape and dtype always, values outside of `jit`.
 
@@ -77,7 +80,12 @@ def pixels(images):
 def refuse_others(logits, images):
     """Logits, nan for images out of range: under `jit` no error can be raised, and no wrong number may come out.
 
+    Integer sums are `NO_SUM` there, which no sum of a deployed network reaches.
+
     >>> refuse_others(jnp.ones((2, 1)), jnp.array([[0.0], [7.0]])).tolist()
     [[1.0], [nan]]
     """
-    return logits if images.dtype == jnp.uint8 else jnp.where(in_range(images)[:, None], logits, jnp.nan)
+    if images.dtype == jnp.uint8:
+        return logits
+    none = NO_SUM if jnp.issubdtype(logits.dtype, jnp.integer) else jnp.nan
+    return jnp.where(in_range(images)[:, None], logits, none)

@@ -5,7 +5,7 @@ from ge2mst_jax.nn.wire import Wire
 
 
 def layers_of(wire: Wire):
-    """The module whose `Neuron`, `Synapse`, `Head` and `attend` a network of this wire is made of."""
+    """The module whose `Neuron`, `Synapse`, `Head` and `Attention` a network of this wire is made of."""
     return training if wire.execution == "training" else deployed
 
 
@@ -24,6 +24,6 @@ def Head(wire: Wire, *fields, **named):
     return layers_of(wire).Head(wire, *fields, **named)
 
 
-def attend(wire: Wire, *arguments):
-    """Attention of three signals; arguments and what is returned: `nn.training.attend`, `nn.deployed.attend`."""
-    return layers_of(wire).attend(*arguments)
+def Attention(wire: Wire, *fields, **named):
+    """Attention of three signals; fields and call: `nn.attention.AttentionLayer`."""
+    return layers_of(wire).Attention(wire, *fields, **named)

@@ -51,19 +51,16 @@ def fan_out(height: int, width: int, kernel: int, stride: int) -> np.ndarray:
     return np.outer(along(height), along(width))
 
 
-def conv2d(x, kernel, stride: int = 1, *, exact: bool = False):
+def conv2d(x, kernel, stride: int = 1):
     """2-D convolution with `k//2` zeros of padding; the number of groups follows from the shapes.
 
-    `exact` (deployed networks) computes nothing but plain sums of products in float32: one matrix product
-    a kernel tap, at the highest precision, so that no backend can put a Winograd or FFT convolution in their
-    place. Otherwise a grouped map is a dense one for each group, and a depth-wise map is shifted multiply-adds that the
-    backward pass computes anew: on the CPU XLA's own grouped convolution is tens of times slower.
+    A grouped map is a dense one for each group, and a depth-wise map is shifted multiply-adds that the backward pass
+    computes anew: on the CPU XLA's own grouped convolution is tens of times slower.
 
     Args:
         x: `[B, H, W, C_in]`.
         kernel: `[k, k, C_in/groups, C_out]`.
         stride: of both axes.
-        exact: see above.
 
     Returns:
         `[B, H', W', C_out]` float32.
@@ -76,18 +73,16 @@ def conv2d(x, kernel, stride: int = 1, *, exact: bool = False):
            [4., 4.]], dtype=float32)
     """
     x, kernel = as_numbers("images", x), as_numbers("kernel", kernel)
-    groups = _check_shapes(x, kernel, stride)
+    groups = check_shapes(x, kernel, stride)
     features = kernel.shape[-1]
-    if exact:
-        return _by_taps(x, kernel, stride, "highest")
     if groups == x.shape[-1] == features:
-        return _depthwise(x, kernel) if stride == 1 else _by_taps(x, kernel, stride)
+        return _depthwise(x, kernel) if stride == 1 else by_taps(x, kernel, stride)
     of_group = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
     convolved = [_dense(*operands, stride) for operands in of_group]
     return jnp.concatenate(convolved, -1) if groups > 1 else convolved[0]
 
 
-def _check_shapes(x, kernel, stride) -> int:
+def check_shapes(x, kernel, stride) -> int:
     """The number of groups, or a `ValueError`."""
     if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(
@@ -101,7 +96,8 @@ def _check_shapes(x, kernel, stride) -> int:
     return channels // fan_in
 
 
-def _convolve(x, kernel, stride, out_type):
+def convolve(x, kernel, stride, out_type, precision=None):
+    """The backend's own convolution, one group."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -109,18 +105,19 @@ def _convolve(x, kernel, stride, out_type):
         (stride, stride),
         ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
         preferred_element_type=out_type,
     )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dense(x, kernel, stride):
-    return _convolve(x, kernel, stride, jnp.float32)
+    return convolve(x, kernel, stride, jnp.float32)
 
 
 def _dense_backward(stride, kept, gradient):
     # JAX cannot transpose a convolution whose result is wider than its operands: the backward pass has theirs.
-    _, pull = jax.vjp(lambda x, kernel: _convolve(x, kernel, stride, None), *kept)
+    _, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, stride, None), *kept)
     return pull(gradient.astype(kept[0].dtype))
 
 
@@ -129,33 +126,36 @@ _dense.defvjp(lambda x, kernel, stride: (_dense(x, kernel, stride), (x, kernel))
 
 @jax.custom_vjp
 def _depthwise(x, kernel):
-    return _by_taps(x, kernel, 1)
+    return by_taps(x, kernel, 1)
 
 
 def _depthwise_backward(kept, gradient):
     # Both from views of the gradient, at hand only now: views of `x` would be kept from the forward pass on.
     x, kernel = kept
     gradient = gradient.astype(x.dtype)
-    views = [view.astype(jnp.float32) for view in _views(gradient, kernel.shape[0], 1)]
+    views = [view.astype(jnp.float32) for view in views(gradient, kernel.shape[0], 1)]
     to_kernel = jnp.stack([jnp.sum(x.astype(jnp.float32) * view, (0, 1, 2)) for view in reversed(views)])
-    to_x = _by_taps(gradient, kernel[::-1, ::-1], 1)
+    to_x = by_taps(gradient, kernel[::-1, ::-1], 1)
     return to_x.astype(x.dtype), to_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _depthwise.defvjp(lambda x, kernel: (_depthwise(x, kernel), (x, kernel)), _depthwise_backward)
 
 
-def _by_taps(x, kernel, stride, precision=None):
-    """The sum over kernel taps, each a shifted view of the padded image times the tap's weights."""
+def by_taps(x, kernel, stride, precision=None):
+    """The sum over kernel taps, each a shifted view of the padded image times the tap's weights.
+
+    Depth-wise integers stay integers; everything else is added up in float32.
+    """
     groups, total = x.shape[-1] // kernel.shape[2], None
     taps = kernel.reshape(-1, *kernel.shape[2:])  # [k·k, C_in/groups, C_out]
-    for view, weights in zip(_views(x, kernel.shape[0], stride), taps, strict=True):
+    for view, weights in zip(views(x, kernel.shape[0], stride), taps, strict=True):
         tap = _tap(view, weights, groups, precision)
         total = tap if total is None else total + tap
     return total
 
 
-def _views(x, size, stride):
+def views(x, size, stride):
     """What each kernel tap sees of a padded image, row by row: `size²` arrays `[B, H', W', C]`."""
     pad = size // 2
     height, width = (output_size(side, size, stride) for side in x.shape[1:3])
@@ -173,7 +173,9 @@ def _tap(x, weights, groups, precision):
     """One kernel tap: `x [B, H, W, C_in]`, `weights [C_in/groups, C_out]`."""
     fan_in, features = weights.shape
     if groups == x.shape[-1] == features:
-        return x.astype(jnp.float32) * align(weights[0], x).astype(jnp.float32)
+        kind = jnp.promote_types(x.dtype, weights.dtype)
+        kind = jnp.int32 if jnp.issubdtype(kind, jnp.integer) else jnp.float32
+        return x.astype(kind) * align(weights[0], x).astype(kind)
     if groups == 1:
         return jnp.einsum("bhwi,io->bhwo", x, weights, precision=precision, preferred_element_type=jnp.float32)
     x = x.reshape(*x.shape[:-1], groups, fan_in)  # [B, H, W, g, i]

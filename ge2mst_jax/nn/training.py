@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.nn.attention import attention_counts, unit_of
+from ge2mst_jax.nn.attention import AttentionLayer, attention_counts, unit_of
 from ge2mst_jax.nn.maps import conv2d
 from ge2mst_jax.nn.neuron import NeuronLayer
 from ge2mst_jax.nn.synapse import HeadLayer, SynapseLayer, summed_over_tokens, tokens_of
@@ -107,8 +107,11 @@ class Head(HeadLayer):
         return (logits.mean(0) if signal.form == "steps" else logits) + bias[None]
 
 
-def attend(q: Signal, k: Signal, v: Signal, heads: int, scales, name: str):
-    """`(Current, unit [C], aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
-    counts, aux = attention_counts(q, k, v, heads, scales, name)
-    unit = unit_of(q, k, v, heads, scales)
-    return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux
+class Attention(AttentionLayer):
+    __doc__ = AttentionLayer.__doc__
+
+    def attend(self, q, k, v):
+        """`(Current, unit, aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
+        counts, aux = attention_counts(q, k, v, self.heads, self.scales, "/".join(self.path))
+        unit = unit_of(q, k, v, self.heads, self.scales)
+        return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux

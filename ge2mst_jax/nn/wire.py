@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ge2mst_jax.checks import check_choice, shown
+from ge2mst_jax.nn.planes import Arithmetic
 from ge2mst_jax.spiking import SpikeCode, expg_charge
 
 EXECUTIONS = ("training", "dense", "spiking")
@@ -39,6 +40,7 @@ class Wire:
             levels) or `"spiking"` (scan over time steps).
         capture: what `aux` holds: `"counts"`, or `"levels"` for every neuron's levels and spikes.
         dtype: of the operands of training products, one of `DTYPES`; currents stay float32.
+        arithmetic: of a deployed network.
 
     Raises:
         ValueError: a code that is none, an unknown neuron, execution, capture or dtype.
@@ -52,6 +54,7 @@ class Wire:
     execution: str = "training"
     capture: str = "counts"
     dtype: Any = jnp.float32
+    arithmetic: Arithmetic = Arithmetic()
 
     def __post_init__(self):
         if not isinstance(self.code, SpikeCode):
@@ -75,6 +78,10 @@ def check_dtype(dtype) -> None:
         name = None
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {shown(dtype)}: known are {', '.join(DTYPES)}")
+
+
+#: Steps of the longest train that is charged with all its steps at once.
+MAX_AT_ONCE = 8
 
 
 @struct.dataclass(eq=False)
@@ -114,7 +121,7 @@ class Signal:
         if self.form == "levels":
             return rest(linear_map(self.data))
         if self.form == "train":
-            return rest(expg_charge(linear_map, self.data, self.code))
+            return rest(expg_charge(linear_map, self.data, self.code, at_once=self.code.num_steps <= MAX_AT_ONCE))
         arrived = rest(linear_map(self.planes))
         return arrived.reshape(*self.data.shape[:2], *arrived.shape[1:])  # [T, B, ...]
 

@@ -82,13 +82,15 @@ def fire_step(params: ExpGParams, state: ExpGState, inputs):
     return ExpGState(membrane, fired + spikes), spikes
 
 
-def expg_charge(linear_map, spikes, code: SpikeCode):
+def expg_charge(linear_map, spikes, code: SpikeCode, at_once: bool = False):
     """Current that a spike train causes, `Σ_t w_t · (W s_t)`, one step at a time.
 
     Args:
         linear_map: `W`, from one step's spikes `[...]` to what arrives: an array, or a pytree of arrays.
         spikes: `[T, ...]`, 0 or 1, floating or integer; bools become int32.
         code: the sender's code.
+        at_once: all steps through the map side by side (`vmap`), as many images as there are steps: faster where memory
+            holds them, the same sum.
 
     Returns:
         The shape of `linear_map(spikes[0])`, in its types; narrow integers are added up in int32.
@@ -111,6 +113,11 @@ def expg_charge(linear_map, spikes, code: SpikeCode):
         weight, arriving = inputs
         return charge_step(params, membrane, (weight, arrive(arriving)))
 
+    if at_once:
+        arrived = jax.vmap(arrive)(spikes)
+        return jax.tree.map(
+            lambda x: sum(jnp.asarray(w, x.dtype) * x[t] for t, w in enumerate(code.step_weights)), arrived
+        )
     first = jax.tree.map(lambda x: jnp.asarray(weights[0], x.dtype) * x, arrive(spikes[0]))
     return first if code.num_steps == 1 else scan_time(step, None, first, (weights[1:], spikes[1:]), unroll=False)[0]
 
@@ -151,8 +158,9 @@ def expg_fire(current, threshold, code: SpikeCode):
            [1., 1., 0., 0.],
            [1., 1., 1., 1.]], dtype=float32)
     """
-    code, (current, theta, dtype) = SpikeCode.of(code), operands(current, threshold)
-    current, theta = meant(current, theta)
+    code = SpikeCode.of(code)
+    current, theta, dtype = operands(current, threshold, code.max_level)
+    current, theta = meant(current, theta, code.max_level)
     membrane = charged(current, theta)
     starts = jnp.asarray([t % code.steps_per_group == 0 for t in range(code.num_steps)])
     weights = jnp.asarray(code.step_weights, membrane.dtype)

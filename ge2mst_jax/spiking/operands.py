@@ -91,28 +91,28 @@ def check_known(name: str, x, good, must: str) -> None:
         raise ValueError(f"{name} is {shown(values)}: it must be {must}")
 
 
-def largest_threshold(kind) -> float:
-    """Of a neuron that computes in this type: an integer one's levels, up to 255, must not leave it."""
-    return jnp.iinfo(kind).max // 256 if jnp.issubdtype(kind, jnp.integer) else MOST
+def largest_threshold(kind, max_level: int) -> float:
+    """Of a neuron that computes in this type: an integer one's levels, `θ·L`, must not leave it."""
+    return jnp.iinfo(kind).max // max_level if jnp.issubdtype(kind, jnp.integer) else MOST
 
 
-def is_threshold(theta):
+def is_threshold(theta, max_level: int):
     """Whether each number is above 0, finite and in the range of its type."""
-    return (theta >= LEAST) & (theta <= largest_threshold(theta.dtype))
+    return (theta >= LEAST) & (theta <= largest_threshold(theta.dtype, max_level))
 
 
-def check_threshold(threshold, kind) -> None:
-    """Refuses a known threshold that is not one, of a neuron that computes in this type.
+def check_threshold(threshold, kind, max_level: int) -> None:
+    """Refuses a known threshold that is not one, of a neuron of so many levels that computes in this type.
 
-    >>> check_threshold(jnp.array(-1.5), jnp.float32)
+    >>> check_threshold(jnp.array(-1.5), jnp.float32, 6)
     Traceback (most recent call last):
     ValueError: threshold is -1.5: it must be above 0 and at most 1e+30; learn it as softplus(raw)
     """
-    within = f"above 0 and at most {largest_threshold(kind):g}; learn it as softplus(raw)"
-    check_known("threshold", threshold, lambda theta: is_threshold(theta.astype(kind)), within)
+    within = f"above 0 and at most {largest_threshold(kind, max_level):g}; learn it as softplus(raw)"
+    check_known("threshold", threshold, lambda theta: is_threshold(theta.astype(kind), max_level), within)
 
 
-def operands(current, threshold):
+def operands(current, threshold, max_level: int):
     """Current and threshold as every neuron and twin computes with them.
 
     The rule of types: integers among themselves stay integers and are exact; else both are promoted to float32, or to
@@ -126,7 +126,7 @@ def operands(current, threshold):
         ValueError: what are no numbers, a threshold that is broader than the current or, where its value is known, not
             above 0 and finite.
 
-    >>> current, theta, dtype = operands(jnp.ones((4, 3), jnp.bfloat16), 0.5)
+    >>> current, theta, dtype = operands(jnp.ones((4, 3), jnp.bfloat16), 0.5, 6)
     >>> str(current.dtype), theta.shape, str(dtype)
     ('float32', (1, 1), 'bfloat16')
     """
@@ -135,16 +135,16 @@ def operands(current, threshold):
     integers = jnp.issubdtype(given, jnp.integer)
     kind = jnp.promote_types(given, jnp.int32 if integers else jnp.float32)
     dtype = kind if jnp.issubdtype(current.dtype, jnp.integer) else current.dtype
-    check_threshold(threshold, kind)
+    check_threshold(threshold, kind, max_level)
     theta = align(threshold.astype(kind), current, "threshold")
     return current.astype(kind), theta, dtype
 
 
-def meant(current, theta):
+def meant(current, theta, max_level: int):
     """What neuron and twin make of inputs that mean nothing: a current that is nan, or one whose threshold is not above
     0 and finite, counts as -1 under a threshold of 1, so that it fires nothing and passes no gradient.
     """
-    good = is_threshold(theta)
+    good = is_threshold(theta, max_level)
     return jnp.where(good & (current == current), current, -1), jnp.where(good, theta, 1)
 
 
@@ -153,7 +153,7 @@ def charged(current, theta):
     if not jnp.issubdtype(current.dtype, jnp.integer):
         return current + theta / 2
     # Half of an odd integer threshold is rounded down: whole currents meet whole multiples of θ all the same.
-    half = theta // 2
+    half = jnp.right_shift(theta, 1)
     return jnp.minimum(current, jnp.iinfo(current.dtype).max - half) + half
 
 

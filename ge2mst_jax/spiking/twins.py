@@ -15,7 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from ge2mst_jax.spiking.codes import SpikeCode
+from ge2mst_jax.spiking.neurons import expg_fire
 from ge2mst_jax.spiking.operands import FLOATS, charged, forward_only, meant, operands
+
+
+#: Up to so many, a comparison a level costs less than a greedy step a spike.
+FEW_LEVELS = 8
 
 
 def project(levels, code: SpikeCode):
@@ -32,7 +37,7 @@ def project(levels, code: SpikeCode):
 
 
 def _staircase(current, theta, code):
-    current, theta = meant(current, theta)
+    current, theta = meant(current, theta, code.max_level)
     membrane = charged(current, theta)
     if jnp.issubdtype(current.dtype, jnp.integer):
         level = membrane // theta
@@ -61,7 +66,7 @@ def _kept_small(slope, code, primals, tangents, of_levels):
     """A derivative of which the backward pass keeps the current and the threshold alone, no mask and no product."""
 
     def moved(current, theta, d_current, d_theta):
-        current, theta = meant(current, theta)
+        current, theta = meant(current, theta, code.max_level)
         moved_value = slope(current, theta, code, d_current, d_theta)
         # Divided last: of a tangent that was divided first the compiler keeps a product as large as the layer.
         return moved_value / theta if of_levels else moved_value
@@ -98,10 +103,11 @@ _qcfs = _twin(_qcfs_slope)
 
 
 def _levels(twin, current, threshold, code, dtype):
-    current, theta, own = operands(current, threshold)
+    code = SpikeCode.of(code)
+    current, theta, own = operands(current, threshold, code.max_level)
     if dtype is not None and jnp.dtype(dtype).name not in FLOATS:
         raise ValueError(f"dtype of levels is {jnp.dtype(dtype)}: it must be one of {', '.join(FLOATS)}")
-    return twin(current, theta, SpikeCode.of(code)).astype(own if dtype is None else dtype)
+    return twin(current, theta, code).astype(own if dtype is None else dtype)
 
 
 def expg_twin(current, threshold, code: SpikeCode, dtype=None):
@@ -140,7 +146,7 @@ def expg_twin(current, threshold, code: SpikeCode, dtype=None):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _value(current, theta, levels, code):
-    return meant(current, theta)[1] * levels
+    return meant(current, theta, code.max_level)[1] * levels
 
 
 @_value.defjvp
@@ -167,7 +173,8 @@ def expg_activation(current, threshold, code: SpikeCode):
     >>> [float(g) for g in jax.grad(lambda i, t: expg_activation(i, t, SpikeCode(2, 2))[0], (0, 1))(99.0, 0.5)]
     [0.0, 6.0]
     """
-    code, (current, theta, dtype) = SpikeCode.of(code), operands(current, threshold)
+    code = SpikeCode.of(code)
+    current, theta, dtype = operands(current, threshold, code.max_level)
     levels = _expg(current, theta, code)
     return _value(current, theta, levels, code).astype(dtype), levels.astype(dtype)
 
@@ -234,23 +241,27 @@ def expg_spike_count(current, threshold, code: SpikeCode):
     >>> float(jax.grad(expg_spike_count)(2.25, 1.0, SpikeCode.parse("2x2")))
     1.0
     """
-    current, theta, dtype = operands(current, threshold)
-    return _spike_count(current, theta, SpikeCode.of(code)).astype(dtype)
+    code = SpikeCode.of(code)
+    current, theta, dtype = operands(current, threshold, code.max_level)
+    return _spike_count(current, theta, code).astype(dtype)
 
 
 def ladder_levels(current, threshold, code: SpikeCode):
     """Levels of deployed ExpG-IF neurons, without a division: `n = project(Σ_{l=1..L} [I + θ/2 ≥ lθ])`.
 
-    Exact, and then equal to `expg_fire`'s level, where both are integers, or where `I`, `θ` and `θ/2` are multiples of
-    `2^-f` below `2^(24-f)`.
+    Exact, and then equal to `expg_fire`'s level, where both are integers. Codes of more levels than `FEW_LEVELS`, and
+    those with gaps, climb the greedy ladder instead: a comparison a step, whatever `L`.
 
     Args, Returns, Raises: as `expg_twin`; asked for a gradient it raises, for it has none.
 
     >>> ladder_levels(jnp.array([-1.0, 0.5, 2.25, 99.0]), 1.0, SpikeCode.parse("2x2"))
     Array([0., 1., 2., 6.], dtype=float32)
     """
-    code, (current, theta, dtype) = SpikeCode.of(code), operands(current, threshold)
-    current, theta = meant(current, theta)
+    code = SpikeCode.of(code)
+    if code.max_level > FEW_LEVELS or code.has_gaps:
+        return code.decode(expg_fire(current, threshold, code))
+    current, theta, dtype = operands(current, threshold, code.max_level)
+    current, theta = meant(current, theta, code.max_level)
     membrane = forward_only(charged(current, theta))
     levels = sum((membrane >= level * theta).astype(membrane.dtype) for level in range(1, code.max_level + 1))
-    return project(levels, code).astype(dtype)
+    return levels.astype(dtype)

@@ -1,0 +1,159 @@
+"""Linear maps of integers: the weights cut into planes, of which each is one ordinary and exact float product.
+
+`W = Σ_p 2^{s_p} W_p`. A plane's worst-case sum `Σ|W_p|·L` stays within `2^24`, so that every partial sum, in any order,
+is a number that float32 holds; the planes are added up in int32, by shifts. What a backend multiplies:
+
+- CPU: float32 operands, one convolution a plane. Levels, weights and sums are integers up to `2^24`.
+- TPU, GPU: bfloat16 operands, added up in float32. Levels up to 255 and weights of 8 bits and a sign are bfloat16
+  numbers, so that a pass of the matrix unit multiplies them exactly.
+
+The backend's convolution may be another algorithm than a sum of products (Winograd, FFT), and then it rounds. Whether
+it is one is found out by trying it (`selftest.py`); if it is not, or cannot be tried because the backend is not here,
+the map is computed by kernel taps, one matrix product each.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ge2mst_jax.checks import check_choice
+from ge2mst_jax.nn.maps import by_taps, check_shapes, convolve
+from ge2mst_jax.nn.selftest import is_plain
+
+#: Bits of the sums of currents: int32's, or those of one float32 plane.
+CURRENT_BITS = (31, 24)
+BACKENDS = ("cpu", "gpu", "tpu")
+#: Up to here float32 holds every integer.
+EXACT = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """What a deployed network computes with.
+
+    Args:
+        current_bits: no sum of a current reaches `2^current_bits`: 31 (int32), or 24 (one float32 plane on a CPU).
+        backend: where it runs; that of JAX if none. Another is named to export for it.
+
+    >>> Arithmetic().operand_type("cpu")
+    'float32'
+    """
+
+    current_bits: int = 31
+    backend: str | None = None
+
+    def __post_init__(self):
+        if self.current_bits not in CURRENT_BITS or isinstance(self.current_bits, bool):
+            raise ValueError(f"current_bits is {self.current_bits!r}: it must be 31 or 24")
+        if self.backend is not None:
+            check_choice("backend", self.backend, BACKENDS)
+
+    def operand_type(self, backend: str) -> str:
+        """Of a plane's product."""
+        return "float32" if backend == "cpu" else "bfloat16"
+
+
+@functools.lru_cache(maxsize=None)
+def plane_widths(fan_in: int, max_level: int, current_bits: int, operand_type: str) -> tuple[int, int]:
+    """`(planes, bits)`: how many planes, each but the uppermost with balanced digits of so many bits.
+
+    A low plane's digits reach `2^(bits-1)`, the uppermost plane holds what is left. As few planes as keep every
+    worst-case sum within `2^24`, and bfloat16 digits within `2^8`.
+
+    Args:
+        fan_in: weights of one output.
+        max_level: `L` of what arrives.
+        current_bits: `Σ|W|·L` stays below `2^current_bits`.
+        operand_type: `"float32"` or `"bfloat16"`.
+
+    Raises:
+        ValueError: so many weights that not even digits of 2 bits add up within `2^24`.
+
+    >>> plane_widths(9 * 128, 6, 31, "float32"), plane_widths(9 * 128, 6, 24, "float32")
+    ((2, 12), (1, 12))
+    >>> plane_widths(9 * 128, 6, 31, "bfloat16")
+    (4, 9)
+    """
+    bits = 1
+    while fan_in * max_level * 2**bits <= EXACT and (bits < 9 or operand_type == "float32"):
+        bits += 1
+    if bits < 2:
+        raise ValueError(
+            f"{fan_in} weights of one output and levels up to {max_level}: their sums leave float32's {EXACT}; "
+            "use fewer channels or levels"
+        )
+    planes = 1
+    while not _uppermost_fits(planes - 1, bits, fan_in, max_level, current_bits, operand_type):
+        planes += 1
+    return planes, bits
+
+
+def _uppermost_fits(low_planes, bits, fan_in, max_level, current_bits, operand_type) -> bool:
+    cut_off = low_planes * bits
+    rounding = 1 if low_planes else 0  # of each weight, less than one
+    fits = 2**current_bits / 2**cut_off + rounding * fan_in * max_level <= EXACT
+    return fits and (operand_type == "float32" or 2**current_bits / max_level / 2**cut_off + rounding <= 256)
+
+
+def cut(weights, planes: int, bits: int):
+    """Integer planes, lowest first: `W = Σ_p 2^(p·bits) W_p`; all but the last hold `-2^(bits-1)..2^(bits-1)-1`.
+
+    >>> [plane.tolist() for plane in cut(jnp.array([1000, -1000, 7]), 2, 4)]
+    [[-8, -8, 7], [63, -62, 0]]
+    """
+    made, half = [], 2 ** (bits - 1)
+    for _ in range(planes - 1):
+        digit = jnp.bitwise_and(weights, 2**bits - 1)
+        upper = (digit >= half).astype(weights.dtype)
+        made.append(digit - jnp.left_shift(upper, bits))
+        weights = jnp.right_shift(weights, bits) + upper
+    return [*made, weights]
+
+
+def integer_conv(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic):
+    """2-D convolution of levels or spikes with integer weights, exact, as `conv2d` with `k//2` zeros of padding.
+
+    Args:
+        x: `[B, H, W, C_in]`, integers `0..max_level` in any numeric type.
+        kernel: `[k, k, C_in/groups, C_out]` int32; `Σ|W|·L` of each output stays below `2^current_bits`.
+        stride: of both axes.
+        max_level: `L`, of the sender's code.
+        arithmetic: see `Arithmetic`.
+
+    Returns:
+        `[B, H', W', C_out]` int32.
+
+    Raises:
+        ValueError: shapes as in `conv2d`, weights that are no int32, sums that no plane holds.
+
+    >>> x, kernel = jnp.array([3, 5]).reshape(1, 1, 2, 1), jnp.full((1, 1, 1, 1), 123_456_789)
+    >>> integer_conv(x, kernel, 1, 6, Arithmetic()).ravel().tolist()
+    [370370367, 617283945]
+    """
+    groups = check_shapes(x, kernel, stride)
+    if kernel.dtype != jnp.int32:
+        raise ValueError(f"weights of type {kernel.dtype}: those of a deployed network are int32; deploy makes them")
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        return by_taps(x.astype(jnp.int32), kernel, stride)
+    backend = arithmetic.backend or jax.default_backend()
+    operand_type = arithmetic.operand_type(backend)
+    fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
+    planes, bits = plane_widths(fan_in, max_level, arithmetic.current_bits, operand_type)
+    of_group = zip(jnp.split(x.astype(operand_type), groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    summed = []
+    for arriving, weights in of_group:
+        # The planes side by side, as channels of one product: what arrives is read once.
+        side_by_side = jnp.concatenate(cut(weights, planes, bits), -1).astype(operand_type)
+        sums = _sum_of_products(arriving, side_by_side, stride, max_level, backend).astype(jnp.int32)
+        parts = jnp.split(sums, planes, -1)
+        summed.append(sum(part << (p * bits) if p else part for p, part in enumerate(parts)))
+    return jnp.concatenate(summed, -1) if groups > 1 else summed[0]
+
+
+def _sum_of_products(x, weights, stride, max_level, backend):
+    """Of one group, float32: the backend's convolution where it is proven to be one, else kernel taps."""
+    if is_plain(backend, x.shape, weights.shape, stride, max_level, x.dtype.name):
+        return convolve(x, weights, stride, jnp.float32, "highest")
+    return by_taps(x, weights, stride, "highest")
