@@ -7,6 +7,7 @@ import numpy as np
 
 from ge2mst_jax.nn import AttentionRecord, NeuronRecord, SynapseRecord
 
+
 class ConversionError(ValueError):
     """A network, layer or number that cannot be converted; the message names it."""
 

@@ -6,12 +6,20 @@ import inspect
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_networks import SHAPE, random_images, random_variables, tiny_model
 
+from ge2mst_jax.convert import deploy
 from ge2mst_jax.convert.reference import attend, convolve, fire, inside, pixels, reference, step_weights, token_groups
+from ge2mst_jax.grouping import Scale, partition
+from ge2mst_jax.nn import NeuronRecord
+from ge2mst_jax.nn.images import pixels as pixels_of_both
+from ge2mst_jax.nn.maps import views
+from ge2mst_jax.nn.planes import cut
 
 #: code: (weights of its groups, spikes a group, levels that it reaches), DESIGN.md §3.1.
 CODES = {
@@ -234,7 +242,7 @@ def taps(bias, **weights):
     return {"kernel": kernel, "bias": [bias]}
 
 
-def convolution_network():
+def convolution_network(image_shape, **fields):
     block = "stage_0/block_0/"
     layers = {
         "stem/synapse": synapse([[1]], [0]),
@@ -245,7 +253,7 @@ def convolution_network():
         "neuron_head": {"threshold": 8},
         "head": {"kernel": [[3, -1]], "bias": [1, 4]},
     }
-    return network([("conv", 1, 1)], (2, 2, 1), layers, code="1x4", num_classes=2, scales=())
+    return network([("conv", 1, 1)], image_shape, layers, code="1x4", num_classes=2, scales=(), **fields)
 
 
 def attention_network():
@@ -278,10 +286,13 @@ def attention_network():
     return network([("attention", 1, 1)], (1, 1, 1), layers, code="2x2", num_classes=1, scales=("block1",))
 
 
-def test_convolution_network_by_hand():
-    levels, sums = reference(convolution_network(), np.array([[[0], [10]], [[20], [30]]], np.uint8))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_network_by_hand(stride):
+    image = np.full((2 * stride, 2 * stride, 1), 99, np.uint8)
+    image[::stride, ::stride, 0] = [[0, 10], [20, 30]]
+    levels, sums = reference(convolution_network(image.shape, stem_stride=stride), image)
+    assert (levels.pop("stem/image") == image).all()
     assert {name: n[..., 0].tolist() for name, n in levels.items()} == {
-        "stem/image": [[0, 10], [20, 30]],
         "stage_0/block_0/neuron_0": [[0, 3], [5, 8]],  # of the pixels
         "stage_0/block_0/neuron_1": [[0, 2], [4, 9]],  # of -3, 3, 7, 18
         "neuron_head": [[0, 2], [3, 5]],  # of 0, 12, 24, 39
@@ -347,3 +358,99 @@ def test_arrays_that_do_not_fit_are_refused_by_their_layer(layer, array, numbers
     with pytest.raises(ValueError, match=message) as error:
         reference(net, np.array([[[6]]], np.uint8))
     assert "\n" not in str(error.value)
+
+
+def executions(net, images):
+    """`{name: levels}` with the head's sums under `"head"`, densely and as spikes; compiled here, faults included.
+
+    The spikes of every train are those that its levels stand for.
+    """
+    models = [net.executed(execution, "levels") for execution in ("dense", "spiking")]
+    run = jax.jit(lambda params, images: [model.apply({"params": params}, images) for model in models])
+    found = []
+    for sums, aux in jax.device_get(run(net.params, images)):
+        neurons = {name: record for name, record in aux.items() if isinstance(record, NeuronRecord)}
+        for name, record in neurons.items():
+            if record.train is not None:
+                _, train = fire(name, 2 * record.levels.astype(np.int64), np.array(2), str(record.code))
+                assert (record.train == train).all(), name
+        found.append({name: record.levels for name, record in neurons.items()} | {"head": sums})
+    return found
+
+
+def expected(net, images):
+    """What `executions` gives, from the reference."""
+    levels, sums = zip(*(reference(net, image) for image in images), strict=True)
+    return {name: np.stack([n[name] for n in levels]) for name in levels[0]} | {"head": np.stack(sums)}
+
+
+def differing(found, wanted):
+    """Names of the layers, in the order of the network, whose levels differ."""
+    assert found.keys() <= wanted.keys() <= found.keys() | {"stem/image"}
+    return [name for name in wanted if name in found and not (found[name] == wanted[name]).all()]
+
+
+ODD = dict(stem_kernel=5, stem_stride=3, scales=("block2x3", "grid1x3"), group_width=16, input_code="direct")
+
+
+@pytest.mark.parametrize(
+    "code, changes, shape, current_bits",
+    [
+        ("2x3/1", {}, SHAPE, 31),
+        pytest.param("2x2", {}, SHAPE, 31, marks=pytest.mark.slow),
+        pytest.param("1x4", {}, SHAPE, 31, marks=pytest.mark.slow),
+        pytest.param("4x1", {}, SHAPE, 31, marks=pytest.mark.slow),
+        pytest.param("1x1", {}, SHAPE, 31, marks=pytest.mark.slow),
+        pytest.param("2x2+2,0", {}, SHAPE, 31, marks=pytest.mark.slow),
+        pytest.param("2x3/1+1,0", {}, SHAPE, 24, marks=pytest.mark.slow),
+        pytest.param("2x2", ODD, (23, 33, 3), 31, marks=pytest.mark.slow),
+    ],
+)
+def test_both_executions_are_the_reference(code, changes, shape, current_bits):
+    model = tiny_model(code, **changes)
+    net = deploy(model, random_variables(model, shape), shape, current_bits=current_bits)
+    images = np.concatenate([random_images(2, shape), np.full((1, *shape), 255, np.uint8)])
+    wanted = expected(net, images)
+    assert [differing(found, wanted) for found in executions(net, images)] == [[], []]
+
+
+def transposed_taps(x, size, stride):
+    taps = list(views(x, size, stride))
+    return [taps[column * size + row] for row in range(size) for column in range(size)]
+
+
+FAULTS = {  # what both executions share: (where it stands, what is put there, the first layer that shows it)
+    "grid groups are blocks": (
+        "ge2mst_jax.grouping.attention.partition",
+        lambda tokens, scale: partition(tokens, Scale("block", scale.window)),
+        "stage_1/block_0/attention/neuron_out",
+    ),
+    "the last bit of weights is lost": (
+        "ge2mst_jax.nn.planes.cut",
+        lambda weights, planes, bits: cut(weights & -2, planes, bits),
+        "head",  # not one level differs on these images
+    ),
+    "a depth-wise kernel is transposed": (
+        "ge2mst_jax.nn.maps.views",
+        transposed_taps,
+        "stage_1/block_0/attention/neuron_out",
+    ),
+    "pixels are halved": (
+        "ge2mst_jax.nn.blocks.pixels",
+        lambda images: pixels_of_both(images) // 2,
+        "stem/image",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "fault", [name if name.startswith("grid") else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+)
+def test_a_fault_that_both_executions_share_is_found(net, monkeypatch, fault):
+    place, faulty, layer = FAULTS[fault]
+    images = random_images(2)
+    wanted = expected(net, images)
+    monkeypatch.setattr(place, faulty)
+    dense, spiking = executions(net, images)
+    assert differing(dense, spiking) == []
+    assert differing(dense, wanted)[0] == layer
