@@ -13,7 +13,6 @@ from ge2mst_jax.checks import shown
 
 _CODE = re.compile(r"(\d+)x(\d+)(?:/(\d+))?(?:\+(\d+(?:,\d+)*))?")
 _SCALE = re.compile(r"(block|grid)(\d+)(?:x(\d+))?")
-_BINARY = "1x1"
 
 
 def reference(net, image) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -47,7 +46,8 @@ def reference(net, image) -> tuple[dict[str, np.ndarray], np.ndarray]:
                 current = inside(block, current + walk.attention(f"{block}/attention", current))
                 current = inside(block, current + walk.feed_forward(f"{block}/feed_forward", current))
     sums = walk.head("head", walk.neuron("neuron_head", current))
-    walk.check_all_read()
+    for name in sorted(walk.arrays.keys() - walk.read):
+        raise ValueError(f"{name} has no part in this network's definition: nothing reads it")
     return walk.levels, sums
 
 
@@ -67,7 +67,7 @@ class _Walk:
         levels = self.neuron(f"{path}/neuron", current)
         q, k, v = (
             self.neuron(f"{path}/neuron_{key}", self.synapse(f"{path}/{key}", levels, channels), code)
-            for key, code in (("q", _BINARY), ("k", _BINARY), ("v", None))
+            for key, code in (("q", "1x1"), ("k", "1x1"), ("v", self.model.code))
         )
         name = f"{path}/attention"
         shift = self.array(name, "shift", ())
@@ -89,9 +89,8 @@ class _Walk:
 
     def neuron(self, name, current, code=None):
         threshold = self.array(name, "threshold", (), current.shape[-1:])
-        levels, _ = fire(name, current, threshold, str(code or self.model.code))
-        self.levels[name] = levels
-        return levels
+        self.levels[name], _ = fire(name, current, threshold, str(code or self.model.code))
+        return self.levels[name]
 
     def synapse(self, name, levels, features, size=1, stride=1, group_width=None):
         width = group_width or levels.shape[-1]
@@ -113,10 +112,6 @@ class _Walk:
         if found.dtype != np.int32 or found.shape not in shapes:
             raise ValueError(f"{name}: {key} is {found.dtype} of shape {found.shape}: it must be int32 of {wanted}")
         return found.astype(np.int64)
-
-    def check_all_read(self):
-        for name in sorted(self.arrays.keys() - self.read):
-            raise ValueError(f"{name} has no part in this network's definition: nothing reads it")
 
 
 def inside(name: str, numbers: np.ndarray) -> np.ndarray:
@@ -155,10 +150,7 @@ def step_weights(code: str) -> tuple[list[list[int]], int]:
     >>> step_weights("2x3/1+1,0")
     ([[8, 4, 2], [4, 2, 1]], 1)
     """
-    match = _CODE.fullmatch(code)
-    if match is None:
-        raise ValueError(f"{shown(code)} is not a code: write e.g. '2x2', '2x3/1', '2x2+1,0'")
-    groups, steps, cap, shifts = match.groups()
+    groups, steps, cap, shifts = _CODE.fullmatch(code).groups()
     shifts = [int(s) for s in shifts.split(",")] if shifts else [0] * int(groups)
     return [[2 ** (s + k) for k in reversed(range(int(steps)))] for s in shifts], int(cap or steps)
 
@@ -241,16 +233,11 @@ def token_groups(scale: str, height: int, width: int) -> list[tuple[np.ndarray, 
     >>> [(rows.tolist(), columns.tolist()) for rows, columns in token_groups("grid1x2", 1, 4)]
     [([0, 0], [0, 2]), ([0, 0], [1, 3])]
     """
-    match = _SCALE.fullmatch(scale)
-    if match is None:
-        raise ValueError(f"{shown(scale)} is not a scale: write e.g. 'block7', 'grid2x4'")
-    kind, window = match[1], (int(match[2]), int(match[3] or match[2]))
-    if height % window[0] or width % window[1]:
+    kind, tall, wide = _SCALE.fullmatch(scale).groups()
+    tall, wide = int(tall), int(wide or tall)
+    if height % tall or width % wide:
         raise ValueError(f"scale {scale} does not divide the {height}x{width} token grid")
-    counts = height // window[0], width // window[1]
+    down, across = height // tall, width // wide  # groups
     rows, columns = np.indices((height, width))
-    if kind == "block":
-        owner = rows // window[0], columns // window[1]
-    else:
-        owner = rows % counts[0], columns % counts[1]
-    return [np.nonzero((owner[0] == i) & (owner[1] == j)) for i, j in np.ndindex(counts)]
+    owner = (rows // tall, columns // wide) if kind == "block" else (rows % down, columns % across)
+    return [np.nonzero((owner[0] == i) & (owner[1] == j)) for i, j in np.ndindex(down, across)]

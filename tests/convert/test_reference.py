@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import dataclasses
 import inspect
 import sys
 import types
@@ -412,6 +413,28 @@ def test_both_executions_are_the_reference(code, changes, shape, current_bits):
     images = np.concatenate([random_images(2, shape), np.full((1, *shape), 255, np.uint8)])
     wanted = expected(net, images)
     assert [differing(found, wanted) for found in executions(net, images)] == [[], []]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signs", ["positive", "one a channel"])
+def test_both_executions_are_the_reference_near_the_bound(net, monkeypatch, signs):
+    # The bounds hold for weights of these signs as well, and these come near them.
+    random, reached = np.random.default_rng(1), []
+    monkeypatch.setattr(
+        sys.modules[reference.__module__], "inside", lambda name, x: reached.append(np.abs(x).max()) or inside(name, x)
+    )
+
+    def signed(path, array):
+        if path[-1].key not in ("kernel", "bias"):
+            return array
+        sign = 1 if signs == "positive" else random.choice([-1, 1], array.shape[-1])
+        return (np.abs(np.asarray(array)) * sign).astype(np.int32)
+
+    changed = dataclasses.replace(net, params=jax.tree_util.tree_map_with_path(signed, net.params))
+    images = np.concatenate([random_images(3), np.full((1, *SHAPE), 255, np.uint8)])
+    wanted = expected(changed, images)
+    assert max(reached) > 2**30
+    assert [differing(found, wanted) for found in executions(changed, images)] == [[], []]
 
 
 def transposed_taps(x, size, stride):
