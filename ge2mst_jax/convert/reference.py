@@ -1,0 +1,243 @@
+"""The deployed network once more, in plain NumPy int64: what both executions are held against.
+
+Written from DESIGN.md §3 alone. It shares no code with `nn`, `grouping` or `spiking`, so that a fault which the dense
+and the spiking execution have in common shows as a difference here. One image at a time; made to be read, not fast.
+"""
+
+import re
+
+import numpy as np
+from flax import traverse_util
+
+from ge2mst_jax.checks import shown
+
+_CODE = re.compile(r"(\d+)x(\d+)(?:/(\d+))?(?:\+(\d+(?:,\d+)*))?")
+_SCALE = re.compile(r"(block|grid)(\d+)(?:x(\d+))?")
+
+
+def reference(net, image) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What a deployed network makes of one image, in whole numbers alone.
+
+    Args:
+        net: a deployed network (`model`, `params` of integers, `image_shape`).
+        image: `[H, W, C]`, uint8 or float in [0, 1].
+
+    Returns:
+        The levels of every neuron layer by name, `[H, W, C]` int64 (the image's pixels under `"stem/image"`), in the
+        order of the network, and the head's certified sums, `[classes]` int64.
+
+    Raises:
+        ValueError: names the layer whose arrays do not fit the definition, or whose sums leave int32.
+
+    Source: DESIGN.md §3.
+    """
+    walk, model = _Walk(net), net.model
+    levels = walk.levels["stem/image"] = pixels(image, net.image_shape)
+    current = walk.synapse("stem/synapse", levels, model.stages[0].channels, model.stem_kernel, model.stem_stride)
+    for i, size in enumerate(model.stages):
+        if i > 0:
+            levels = walk.neuron(f"stage_{i}/down/neuron", current)
+            current = walk.synapse(f"stage_{i}/down/synapse", levels, size.channels, 3, 2)
+        for j in range(size.depth):
+            block = f"stage_{i}/block_{j}"
+            if size.kind == "conv":
+                current = inside(block, current + walk.convolutions(block, current))
+            else:
+                current = inside(block, current + walk.attention(f"{block}/attention", current))
+                current = inside(block, current + walk.feed_forward(f"{block}/feed_forward", current))
+    sums = walk.head("head", walk.neuron("neuron_head", current))
+    for name in sorted(walk.arrays.keys() - walk.read):
+        raise ValueError(f"{name} has no part in this network's definition: nothing reads it")
+    return walk.levels, sums
+
+
+class _Walk:
+    """One image's way through a network: reads the layers' arrays, keeps the levels."""
+
+    def __init__(self, net):
+        self.model, self.levels, self.read = net.model, {}, set()
+        self.arrays = traverse_util.flatten_dict(net.params, sep="/")
+
+    def convolutions(self, path, current):
+        inner = self.synapse(f"{path}/conv_0", self.neuron(f"{path}/neuron_0", current), current.shape[-1], 3)
+        return self.synapse(f"{path}/conv_1", self.neuron(f"{path}/neuron_1", inner), current.shape[-1], 3)
+
+    def attention(self, path, current):
+        channels = current.shape[-1]
+        levels = self.neuron(f"{path}/neuron", current)
+        q, k, v = (
+            self.neuron(f"{path}/neuron_{key}", self.synapse(f"{path}/{key}", levels, channels), code)
+            for key, code in (("q", "1x1"), ("k", "1x1"), ("v", self.model.code))
+        )
+        name = f"{path}/attention"
+        shift = self.array(name, "shift", ())
+        if not 0 <= shift <= 30:
+            raise ValueError(f"{name}: shift is {shift}: it must be 0 to 30")
+        attended = inside(name, attend(name, q, k, v, self.model.head_width, self.model.scales) << shift)
+        local = self.synapse(f"{path}/local", v, channels, 3, group_width=1)
+        levels = self.neuron(f"{path}/neuron_out", inside(name, attended + local))
+        return self.synapse(f"{path}/out", levels, channels)
+
+    def feed_forward(self, path, current):
+        channels = current.shape[-1]
+        hidden = channels * self.model.expand
+        width = min(self.model.group_width, hidden)
+        up = self.synapse(f"{path}/up", self.neuron(f"{path}/neuron_up", current), hidden)
+        grouped = self.synapse(f"{path}/group", self.neuron(f"{path}/neuron_group", up), hidden, 3, group_width=width)
+        levels = self.neuron(f"{path}/neuron_down", inside(f"{path}/group", up + grouped))
+        return self.synapse(f"{path}/down", levels, channels)
+
+    def neuron(self, name, current, code=None):
+        threshold = self.array(name, "threshold", (), current.shape[-1:])
+        self.levels[name], _ = fire(name, current, threshold, str(code or self.model.code))
+        return self.levels[name]
+
+    def synapse(self, name, levels, features, size=1, stride=1, group_width=None):
+        width = group_width or levels.shape[-1]
+        kernel = self.array(name, "kernel", (size, size, width, features))
+        return inside(name, convolve(name, levels, kernel, stride) + self.array(name, "bias", (features,)))
+
+    def head(self, name, levels):
+        kernel = self.array(name, "kernel", (levels.shape[-1], self.model.num_classes))
+        tokens = inside(name, levels.sum((0, 1)))
+        return inside(name, tokens @ kernel + self.array(name, "bias", (self.model.num_classes,)))
+
+    def array(self, name, key, *shapes):
+        """An array of a layer as int64; it must be int32 and have one of some shapes."""
+        path, wanted = f"{name}/{key}", " or ".join(map(str, shapes))
+        if path not in self.arrays:
+            raise ValueError(f"{name}: {key} is absent: it must be int32 of shape {wanted}")
+        self.read.add(path)
+        found = np.asarray(self.arrays[path])
+        if found.dtype != np.int32 or found.shape not in shapes:
+            raise ValueError(f"{name}: {key} is {found.dtype} of shape {found.shape}: it must be int32 of {wanted}")
+        return found.astype(np.int64)
+
+
+def inside(name: str, numbers: np.ndarray) -> np.ndarray:
+    """The numbers, if int32 holds them.
+
+    >>> inside("head", np.array([-(2**31)]))
+    Traceback (most recent call last):
+    ValueError: head: a number reaches -2147483648: it must stay inside int32, |x| < 2^31
+    """
+    for extreme in (numbers.min(), numbers.max()):
+        if abs(int(extreme)) >= 2**31:
+            raise ValueError(f"{name}: a number reaches {extreme}: it must stay inside int32, |x| < 2^31")
+    return numbers
+
+
+def pixels(image, shape) -> np.ndarray:
+    """`p = round(255·x)` of a float image, a uint8 one as it is, int64.
+
+    >>> pixels(np.array([[[0.0], [0.2], [1.0]]]), (1, 3, 1)).ravel()
+    array([  0,  51, 255])
+    """
+    image = np.asarray(image)
+    if image.shape != tuple(shape):
+        raise ValueError(f"stem/image: an image of shape {image.shape}: this network takes {tuple(shape)}")
+    if image.dtype != np.uint8:
+        # Images are float32 and so is their product, whose rounding is part of the definition.
+        image = np.rint(np.asarray(image, np.float32) * np.float32(255))
+        if not ((image >= 0) & (image <= 255)).all():
+            raise ValueError("stem/image: pixels must be uint8, or finite floats in [0, 1]")
+    return image.astype(np.int64)
+
+
+def step_weights(code: str) -> tuple[list[list[int]], int]:
+    """The step weights of each temporal group of a code `GxK[/cap][+s1,s2,…]`, and most spikes in a group.
+
+    >>> step_weights("2x3/1+1,0")
+    ([[8, 4, 2], [4, 2, 1]], 1)
+    """
+    groups, steps, cap, shifts = _CODE.fullmatch(code).groups()
+    shifts = [int(s) for s in shifts.split(",")] if shifts else [0] * int(groups)
+    return [[2 ** (s + k) for k in reversed(range(int(steps)))] for s in shifts], int(cap or steps)
+
+
+def fire(name: str, current: np.ndarray, threshold, code: str) -> tuple[np.ndarray, np.ndarray]:
+    """A neuron is charged, `V = I + θ/2`, then fires greedily in time: `s_t = [V ≥ θ w_t]` unless it is refractory,
+    `V ← V - θ w_t s_t`.
+
+    `current` is `I [..., C]`; `threshold` is `θ`, positive and even, a scalar or `[C]`; `code` is a text. Returns the
+    levels `n = Σ_t w_t s_t`, `[..., C]`, and the spike train, `[T, ..., C]` bool.
+
+    >>> levels, train = fire("neuron", np.array([13]), np.array(4), "2x2")
+    >>> levels, train.ravel().astype(int)
+    (array([3]), array([1, 1, 0, 0]))
+    """
+    if (threshold <= 0).any() or (threshold % 2).any():
+        raise ValueError(f"{name}: a threshold is {shown(threshold)}: it must be positive and even")
+    groups, cap = step_weights(code)
+    membrane, train = inside(name, current + threshold // 2), []
+    levels = np.zeros_like(membrane)
+    for weights in groups:
+        fired = np.zeros_like(membrane)  # spikes in this group
+        for weight in weights:
+            spike = (membrane >= inside(name, threshold * weight)) & (fired < cap)
+            membrane = inside(name, membrane - threshold * weight * spike)
+            levels, fired = levels + weight * spike, fired + spike
+            train.append(spike)
+    return levels, np.stack(train)
+
+
+def convolve(name: str, levels: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+    """A convolution, zeros around the grid: `out_ij = Σ_ab n[s·i + a - k//2, s·j + b - k//2] W_ab`.
+
+    `levels` are `n [H, W, Cin]`, `kernel` is `W [k, k, Cin/groups, Cout]`, `k` odd, `stride` is `s`; group `g` of the
+    channels that send reaches group `g` of those that receive. Returns `[⌈H/s⌉, ⌈W/s⌉, Cout]`.
+
+    >>> convolve("conv", np.array([[[1], [2], [3]]]), np.ones((3, 3, 1, 1), np.int64), 2).ravel()
+    array([3, 5])
+    """
+    height, columns, channels = levels.shape
+    size, _, width, features = kernel.shape
+    groups, border = channels // width, (size // 2, size // 2)
+    padded = np.pad(levels, (border, border, (0, 0)))
+    sums = np.zeros((-(-height // stride), -(-columns // stride), features), np.int64)
+    for a, b in np.ndindex(size, size):
+        tap = padded[a : a + height : stride, b : b + columns : stride]
+        for g in range(groups):
+            sender, receiver = (slice(g * n, (g + 1) * n) for n in (width, features // groups))
+            sums[..., receiver] += tap[..., sender] @ kernel[a, b, :, receiver]
+        inside(name, sums)
+    return sums
+
+
+def attend(name: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, head_width: int, scales) -> np.ndarray:
+    """Spiking self-attention in token groups: `(q kᵀ) v` for every head and every group of the head's scale.
+
+    `q`, `k` (0 or 1) and `v` (levels) are `[H, W, C]`, and so is what is returned. A head is `head_width` adjoining
+    channels; each of `scales` has an equal share of adjoining heads.
+
+    >>> ones = np.ones((2, 2, 1), np.int64)
+    >>> attend("attention", ones, ones, ones * 3, 1, ("block2",)).ravel()
+    array([12, 12, 12, 12])
+    """
+    height, width, channels = v.shape
+    out = np.zeros_like(v)
+    heads = channels // head_width
+    for head in range(heads):
+        part = slice(head * head_width, (head + 1) * head_width)
+        scale = scales[head * len(scales) // heads]
+        for rows, columns in token_groups(str(scale), height, width):
+            queries, keys, values = (x[rows, columns, part] for x in (q, k, v))  # [m, d]
+            counts = inside(name, queries @ keys.T)
+            out[rows, columns, part] = inside(name, counts @ values)
+    return out
+
+
+def token_groups(scale: str, height: int, width: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows and columns of each group's tokens: `block` tokens adjoin, `grid` tokens lie `H/rows`, `W/columns` apart.
+
+    >>> [(rows.tolist(), columns.tolist()) for rows, columns in token_groups("grid1x2", 1, 4)]
+    [([0, 0], [0, 2]), ([0, 0], [1, 3])]
+    """
+    kind, tall, wide = _SCALE.fullmatch(scale).groups()
+    tall, wide = int(tall), int(wide or tall)
+    if height % tall or width % wide:
+        raise ValueError(f"scale {scale} does not divide the {height}x{width} token grid")
+    down, across = height // tall, width // wide  # groups
+    rows, columns = np.indices((height, width))
+    owner = (rows // tall, columns // wide) if kind == "block" else (rows % down, columns % across)
+    return [np.nonzero((owner[0] == i) & (owner[1] == j)) for i, j in np.ndindex(down, across)]
