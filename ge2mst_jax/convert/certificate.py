@@ -11,7 +11,9 @@ from flax.errors import FlaxError
 
 from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_labels, digest_of, forward
+from ge2mst_jax.convert.drift import Drift, measure_drift
 from ge2mst_jax.convert.fixed_point import current_bound, leaves, shared_currents
+from ge2mst_jax.convert.reference import reference as run_reference
 from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.nn import NeuronRecord, SynapseRecord, check_images
 
@@ -43,6 +45,8 @@ class Certificate:
     `spikes_fired` counts those of all neurons but the input code: where it is 0, nothing was compared but silence.
 
     `accuracy` holds `training`, `dense` and `spiking`, and `change`, dense minus training, where labels were given.
+    `drift` says how far the network is from the one that was trained, where it carries that one. `reference_images` is
+    the number of images on which both executions were held against `convert.reference` too.
     """
 
     images: int
@@ -55,10 +59,12 @@ class Certificate:
     layers: tuple[LayerCertificate, ...]
     head: dict
     accuracy: dict | None = None
+    drift: Drift | None = None
+    reference_images: int = 0
 
     def as_dict(self) -> dict:
         """For JSON."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"drift": None if self.drift is None else self.drift.as_dict()}
 
 
 def check_network(net: DeployedNet) -> None:
@@ -156,17 +162,41 @@ def _check_some(images, image_shape) -> None:
         raise ValueError("no images: a certificate needs at least one")
 
 
-def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progress=None) -> Certificate:
+def check_reference(net: DeployedNet, images) -> None:
+    """Holds both executions against the network in plain NumPy, image by image: every level, every certified sum.
+
+    Raises:
+        CertificateError: names the first layer that differs.
+    """
+    for i, image in enumerate(images):
+        levels, sums = run_reference(net, np.asarray(image))
+        for execution in ("dense", "spiking"):
+            model = net.executed(execution, "levels")
+            found, aux = jax.device_get(forward(model, {"params": net.params}, jnp.asarray(image)[None]))
+            for name in (n for n in levels if n in aux):
+                if (differing := int(np.sum(aux[name].levels[0] != levels[name]))) > 0:
+                    raise CertificateError(
+                        f"{name}: {differing} levels of the {execution} execution are not the reference's on image {i}"
+                    )
+            if (found[0] != sums).any():
+                raise CertificateError(f"head: the {execution} execution's sums are not the reference's on image {i}")
+
+
+def certify(
+    net: DeployedNet, images, labels=None, batch_size: int = 64, progress=None, reference: int = 0
+) -> Certificate:
     """Proves on real images that a deployed network's two executions are equal, spike by spike.
 
     First checks the network itself (`check_network`), then runs `dense` and `spiking` on every image and compares every
-    neuron's spike train and level, and every logit.
+    neuron's spike train and level, and every logit. Where the network carries the one that was trained, counts the
+    levels that differ from that one's (`measure_drift`).
 
     Args:
         net: from `deploy`.
         images: `[N, H, W, C]`, uint8 or float in [0, 1]; at least one.
         labels: `[N]` integers, for the three accuracies.
         batch_size, progress: as in `compare_executions`.
+        reference: so many images, the first ones, are also run by the independent reference (seconds an image).
 
     Raises:
         CertificateError: a check failed, with the first layer that differs; a failed certificate is never returned.
@@ -184,6 +214,7 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
     0
     """
     _check_some(images, net.image_shape)
+    check_whole("reference", reference, 0, len(images))
     if labels is not None:
         labels = check_labels(labels, len(images), net.model.num_classes)
     check_network(net)
@@ -201,6 +232,8 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
             )
     if logits:
         raise CertificateError(f"head: {logits} logits differ between the executions on {len(images)} images")
+    check_reference(net, images[:reference])
+    drift, logits_trained = (None, None) if net.source is None else measure_drift(net, images, batch_size)
     aux = net.layers
     formats = {reader: f for f in net.formats for reader in f.readers}
     layers = []
@@ -236,15 +269,15 @@ def certify(net: DeployedNet, images, labels=None, batch_size: int = 64, progres
         digest=net.digest,
         layers=tuple(layers),
         head={"fraction_bits": head.fraction_bits, "bound": head.bound, "headroom_bits": head.headroom_bits},
-        accuracy=None if labels is None else _accuracies(net, images, labels, sums, batch_size),
+        accuracy=None if labels is None else _accuracies(labels, *sums, logits_trained),
+        drift=drift,
+        reference_images=reference,
     )
 
 
-def _accuracies(net, images, labels, sums, batch_size):
-    found = {"training": None, "dense": accuracy(sums[0], labels), "spiking": accuracy(sums[1], labels)}
-    if net.source is not None:
-        batches = range(0, len(images), batch_size)
-        logits = np.concatenate([net.training_logits(images[i : i + batch_size]) for i in batches])
-        found["training"] = accuracy(logits, labels)
+def _accuracies(labels, dense_sums, spiking_sums, training_logits) -> dict:
+    found = {"training": None, "dense": accuracy(dense_sums, labels), "spiking": accuracy(spiking_sums, labels)}
+    if training_logits is not None:
+        found["training"] = accuracy(training_logits, labels)
         found["change"] = found["dense"] - found["training"]
     return found

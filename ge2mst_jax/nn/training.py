@@ -85,7 +85,7 @@ class Synapse(SynapseLayer):
             params, stats = norm.variables["params"], norm.variables["batch_stats"]
             gain = params["scale"] / jnp.sqrt(stats["var"] + norm.epsilon)
             folded = {
-                "kernel": kernel * align(gain, kernel),
+                "kernel": weights.astype(jnp.float32) * align(gain, kernel),  # the weights that were multiplied
                 "bias": params["bias"] - stats["mean"] * gain,
             }
             for key, value in folded.items():
