@@ -47,7 +47,7 @@ class Drift:
 
 @functools.partial(jax.jit, static_argnames=("training", "dense"))
 def _compared(training, dense, source, params, images):
-    """Levels differing of each neuron layer and image, `[B]`; the training network's logits; the deployed one's sums."""
+    """Levels differing of each neuron layer and image, `[B]`; the trained network's logits; the deployed one's sums."""
     logits, expected = forward(training, source, images)
     sums, found = forward(dense, {"params": params}, images)
     differing = {

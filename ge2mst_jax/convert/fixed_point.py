@@ -7,6 +7,9 @@ import numpy as np
 
 from ge2mst_jax.nn import AttentionRecord, NeuronRecord, SynapseRecord
 
+#: Finer than this no weight needs to be.
+MAX_FRACTION_BITS = 30
+
 
 class ConversionError(ValueError):
     """A network, layer or number that cannot be converted; the message names it."""
@@ -138,7 +141,7 @@ def choose_format(parts, readers, aux, params, current_bits: int) -> tuple[Curre
         ConversionError: no `f >= 0` does, or a threshold rounds to zero.
     """
     estimate = current_bound(parts, readers, aux, params)
-    start = min(current_bits, current_bits - math.floor(math.log2(max(estimate, 1e-30))) + 1)
+    start = min(MAX_FRACTION_BITS, current_bits - math.floor(math.log2(max(estimate, 1e-30))) + 1)
     for fraction_bits in range(start, -1, -1):
         made = integer_layers(parts, readers, aux, params, fraction_bits)
         bound = current_bound(parts, readers, aux, nest(made), fraction_bits)

@@ -117,6 +117,8 @@ class Reader:
         if name in _LOGIC:
             return [bitwise(name, sets, eqn)]
         if name in _SHIFT:
+            if not sets[1].fixed:
+                raise AuditError(f"{layer_of(scope)}: a {name} by as many places as data say can stand for any product")
             return [shifted(name, sets)]
         if name in _SUM:
             return [summed(name, sets, eqn)]
@@ -191,13 +193,18 @@ def live_equations(jaxpr):
     return reversed(kept)
 
 
+def kinds_of(params):
+    """Kinds of a deployed network's parameters: real, but for the places of its shifts, which its formats fix."""
+    return jax.tree.map_with_path(lambda path, _: "places" if path[-1].key == "shift" else "real", params)
+
+
 def list_products(function, arguments, kinds) -> list[Product]:
     """Every product in the program of `function`, with the kind of both operands.
 
     Args:
         function: what to trace.
         arguments: arrays or `jax.ShapeDtypeStruct`s in pytrees.
-        kinds: one of `KINDS` for each argument, for all its leaves.
+        kinds: one of `OF_KIND` for each argument, for all its leaves, or a pytree with one for each.
 
     Raises:
         ValueError: an unknown kind.
@@ -208,10 +215,10 @@ def list_products(function, arguments, kinds) -> list[Product]:
     >>> list_products(lambda x, w: jnp.sum((x >= 1) * w), (x, x), ("real", "real"))[0].kinds
     ('binary', 'real')
     """
-    for kind in kinds:
-        check_choice("kind", kind, KINDS)
+    for kind in jax.tree.leaves(kinds):
+        check_choice("kind", kind, OF_KIND)
     closed = jax.make_jaxpr(function)(*arguments)
-    spread = [OF_KIND[kind] for argument, kind in zip(arguments, kinds, strict=True) for _ in jax.tree.leaves(argument)]
+    spread = [OF_KIND[kind] for kind in jax.tree.leaves(jax.tree.broadcast(tuple(kinds), tuple(arguments)))]
     reader = Reader()
     reader.run(closed.jaxpr, closed.consts, spread)
     return reader.products
@@ -305,6 +312,6 @@ def audit(net, execution: str = "spiking") -> Audit:
     products = list_products(
         lambda params, images: model.apply({"params": params}, images)[0],
         (net.params, image),
-        ("real", "level" if coded else "real"),
+        (kinds_of(net.params), "level" if coded else "real"),
     )
     return Audit(execution, tuple(products), not coded)

@@ -56,6 +56,8 @@ OF_KIND = {
     "power_of_two": Numbers(power=True),
     "level": Numbers(0, LARGEST_LEVEL, integer=True),
     "real": Numbers(),
+    #: of a shift, as the network's formats fix them
+    "places": Numbers(0, 31, integer=True, fixed=True),
 }
 
 

@@ -1,5 +1,7 @@
 """Deployment: the fold is the stated formula, and what cannot be converted is refused by name."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,11 @@ from tiny_networks import SHAPE, random_images, random_variables, tiny_model
 
 from ge2mst_jax.convert import (
     ConversionError,
+    certify,
     deploy,
     fixed_point,
     fold,
+    measure_drift,
 )
 from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.models import StageSize, ge2mst
@@ -60,23 +64,54 @@ def test_fold_is_the_stated_formula_with_gains_of_both_signs(model, variables):
 
 def test_first_current_differs_from_the_training_network_by_rounding_alone(model, variables, net):
     trained = forward(model.clone(capture="levels"), variables, IMAGES[:8])
-    deployed = net(IMAGES[:8], capture="levels")
+    coarse = deploy(model, variables, SHAPE, current_bits=24)
     name = "stage_0/block_0/neuron_0"
-    currents = [np.asarray(aux[name].current, np.float64) for aux in (trained[1], deployed[1])]
-    # 18 pixels of at most 255 and a bias, each number rounded by half a grid step; the rest is float32's own.
-    rounding = (18 * 255 + 1) * 2.0 ** -(fraction_bits(net, name) + 1)
-    assert np.abs(currents[0] - currents[1]).max() <= rounding + 1e-5
-    assert np.abs(currents[0]).max() > 100 * rounding
+    exact = np.asarray(trained[1][name].current, np.float64)
+    for made, own in ((coarse, 1e-5), (net, 1e-5)):
+        f = fraction_bits(made, name)
+        current = np.ldexp(np.asarray(made(IMAGES[:8], capture="levels")[1][name].current, np.float64), -f)
+        # 18 pixels of at most 255 and a bias, each number rounded by half a unit; the rest is float32's own.
+        rounding = (18 * 255 + 1) * 2.0 ** -(f + 1)
+        assert np.abs(exact - current).max() <= rounding + own
+    assert np.abs(exact).max() > 100 * (18 * 255 + 1) * 2.0 ** -(fraction_bits(coarse, name) + 1)
 
 
-def test_folded_network_is_the_training_network(model, variables):
-    """Before rounding: a level may move only where float32 leaves a tie open; a wrong fold moves a tenth and more."""
-    trained = forward(model.clone(capture="levels"), variables, IMAGES[:8])
-    params = fold(model, variables, SHAPE)[0]
-    folded = forward(model.clone(execution="dense", capture="levels"), {"params": params}, IMAGES[:8])
-    for name, record in neuron_records(trained[1]).items():
-        assert np.mean(np.asarray(record.levels) != np.asarray(folded[1][name].levels)) < 0.002, name
-    np.testing.assert_allclose(np.asarray(folded[0]) / 16, np.asarray(trained[0]), atol=0.002)
+def test_deployed_network_is_the_training_network(net):
+    """A level may move only where float32 leaves a tie open; a wrong fold moves a tenth and more."""
+    drift, logits = measure_drift(net, IMAGES, batch_size=8)
+    assert drift.images == 16
+    assert drift.levels == 16 * sum(int(np.prod(r.shape)) for r in neuron_records(net.layers).values() if r.parts)
+    assert drift.share <= 0.0005
+    assert drift.images_equal >= 15
+    assert drift.largest_logit_difference < 0.01
+    np.testing.assert_array_equal(logits, forward(net.model, net.source, IMAGES)[0])
+
+
+def test_drift_is_counted_as_by_hand(model, variables):
+    net = deploy(model, variables, SHAPE, current_bits=24)
+    drift, trained_logits = measure_drift(net, IMAGES, batch_size=8)
+    expected = neuron_records(forward(model.clone(capture="levels"), variables, IMAGES)[1])
+    logits, aux = net(IMAGES, capture="levels")
+    differing = {n: np.asarray(r.levels) != np.asarray(aux[n].levels) for n, r in expected.items() if r.parts}
+    assert drift.layers == {name: where.sum() for name, where in differing.items()}
+    assert 0 < drift.levels_differing == sum(drift.layers.values())
+    assert drift.images_equal == sum(not any(w[i].any() for w in differing.values()) for i in range(16))
+    assert drift.largest_logit_difference == np.abs(logits - trained_logits).max()
+    assert certify(net, IMAGES, batch_size=8).drift == drift
+    with pytest.raises(ValueError, match="does not carry its training network"):
+        measure_drift(dataclasses.replace(net, source=None), IMAGES)
+
+
+def test_what_was_trained_in_bfloat16_is_deployed_with_the_weights_that_were_multiplied():
+    model = tiny_model("2x2", dtype="bfloat16")
+    drift, _ = measure_drift(deploy(model, random_variables(model), SHAPE), IMAGES, batch_size=8)
+    assert drift.share <= 0.0005
+
+
+@pytest.mark.parametrize("bits", [0, 8, 25, 32, 31.5, True, "31", None], ids=str)
+def test_bits_of_currents_that_are_none_are_refused(model, variables, bits):
+    with pytest.raises(ValueError, match=r"^current_bits is .*: it must be 31 or 24"):
+        deploy(model, variables, SHAPE, current_bits=bits)
 
 
 # --- what deploy refuses ----------------------------------------------------------------------------------------------
@@ -161,13 +196,13 @@ def test_numbers_that_fold_to_infinity_are_refused(model, variables):
 
 
 def test_bound_that_leaves_no_fraction_bits_is_refused_by_layer(model, variables):
-    bad = changed(variables, "params", f"{CONV}/kernel", lambda a: a * 1e6)
+    bad = changed(variables, "params", f"{CONV}/kernel", lambda a: a * 1e9)
     with pytest.raises(ConversionError, match=r"stage_0/block_0/neuron_1 can reach [0-9.e+]+, .* no fraction bits"):
         deploy(model, bad, SHAPE)
 
 
 def test_threshold_that_rounds_to_zero_is_refused_by_layer(model, variables):
-    bad = changed(variables, "params", "stage_0/block_0/neuron_1/raw", lambda a: np.full_like(a, -20.0))
+    bad = changed(variables, "params", "stage_0/block_0/neuron_1/raw", lambda a: np.full_like(a, -30.0))
     with pytest.raises(
         ConversionError, match=r"threshold of stage_0/block_0/neuron_1 rounds to zero at [0-9]+ fraction"
     ):

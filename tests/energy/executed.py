@@ -2,7 +2,9 @@
 
 What counts is a product with a spike in it, as hardware would take it: two spikes that coincide are one accumulate; a
 spike that meets weights, or what others have counted, is one for every number that it adds. Shifts (powers of two) and
-spikes that gate a threshold are none. The audit's sets of numbers tell what a spike is: a count is 0 or 1 by chance.
+spikes that gate a threshold are none. The network's currents have 24 bits: where weights are cut into planes, each
+meets the same spike, and that is the backend's affair. The audit's sets of numbers tell what a spike is: a count is 0
+or 1 by chance.
 """
 
 import collections
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from ge2mst_jax.energy.audit import CALLS, Reader, layer_of, live_equations
+from ge2mst_jax.energy.audit import CALLS, Reader, kinds_of, layer_of, live_equations
 from ge2mst_jax.energy.numbers import OF_KIND, constant, within
 
 
@@ -44,7 +46,7 @@ class Counter:
         values, sets = zip(*operands, strict=True)
         found = eqn.primitive.bind(*values, **eqn.params)
         found = found if eqn.primitive.multiple_results else [found]
-        if name in ("dot_general", "mul"):
+        if name in ("dot_general", "mul", "conv_general_dilated"):
             spikes = [numbers.kind == "binary" for numbers in sets]
             self.synops[layer_of(scope)] += accumulates(eqn, spikes, *map(np.asarray, (*values, *found)))
         kinds = self.reader.equation(eqn, list(sets), False, scope)
@@ -70,6 +72,9 @@ def accumulates(eqn, spikes, left, right, found) -> int:
         fired, weights = (left, right) if spikes[0] else (right, left)
         return int(np.count_nonzero(fired)) if any(spikes) and weights.size > 1 and fired.ndim >= 4 else 0
     assert any(spikes), f"{eqn}: no operand is a spike"
+    if eqn.primitive.name == "conv_general_dilated":
+        # Weights of 1 in place of the real ones: each output counts the spikes that reach it.
+        return int(np.asarray(eqn.primitive.bind(left, np.ones_like(right), **eqn.params), np.float64).sum())
     if all(spikes):
         return int(found.sum())
     side = 1 if spikes[0] else 0
@@ -83,6 +88,9 @@ def executed_synops(net, images) -> collections.Counter:
     model = net.executed("spiking")
     program = jax.make_jaxpr(lambda params, x: model.apply({"params": params}, x)[0])(net.params, images)
     counter = Counter()
-    arguments = [(leaf, OF_KIND["real"]) for leaf in jax.tree.leaves(net.params)] + [(images, OF_KIND["level"])]
+    kinds = [*jax.tree.leaves(kinds_of(net.params)), "level"]
+    arguments = [
+        (leaf, OF_KIND[kind]) for leaf, kind in zip([*jax.tree.leaves(net.params), images], kinds, strict=True)
+    ]
     counter.run(program.jaxpr, program.consts, arguments)
     return counter.synops

@@ -64,10 +64,8 @@ def test_spiking_execution_accumulates_only(net):
 def test_matrix_products_of_the_spiking_execution_have_spikes_on_one_side(net):
     kinds = {"weights": set(), "attention": set()}
     for product in audit(net).products:
-        if product.operation == "dot_general":
-            kinds["attention" if "_attend" in product.layer or product.layer.endswith("attention") else "weights"].add(
-                product.kinds
-            )
+        if product.operation in ("dot_general", "conv_general_dilated"):
+            kinds["attention" if product.layer.endswith("attention/attention") else "weights"].add(product.kinds)
     # A = q kᵀ (or kᵀ v) meets spikes alone, and what it counted meets the spikes of v (or q).
     assert kinds == {"weights": {("binary", "real")}, "attention": {("binary", "binary"), ("binary", "level")}}
 
@@ -76,9 +74,11 @@ def test_matrix_products_of_the_spiking_execution_have_spikes_on_one_side(net):
 def test_direct_stem_counts_as_the_one_layer_of_real_products(execution):
     found = audit(deployed(input_code="direct"), execution)
     real = [p for p in found.products if p.kinds == ("real", "real")]
-    assert found.real_x_real == found.counts["real x real"] == len(real) == 9  # taps of its 3x3 kernel
+    assert found.real_x_real == found.counts["real x real"] == len(real) == 2  # planes of its weights
     assert all(product.layer.startswith("stem/synapse") for product in real)
-    with pytest.raises(AuditError, match=r"^stem/synapse.*: a dot_general of real by real numbers is left .*'1x8'"):
+    with pytest.raises(
+        AuditError, match=r"^stem/synapse.*: a conv_general_dilated of real by real numbers is left .*'1x8'"
+    ):
         found.check()
 
 
@@ -236,7 +236,7 @@ def test_spiking_execution_that_multiplies_levels_is_refused(monkeypatch, net):
     assert found.real_x_real == 0
     # Weights meet levels, and so does what q and k counted.
     assert {p.kinds for p in found.violations} == {("level", "real"), ("level", "level")}
-    says = r"^\S+: a dot_general of level by real numbers is left in the spiking execution"
+    says = r"^\S+: a (conv|dot)_general\S* of level by real numbers is left in the spiking execution"
     with pytest.raises(AuditError, match=says):
         found.check()
     with pytest.raises(ConversionError, match="level by real"):

@@ -20,14 +20,13 @@ NETWORKS = {
 
 
 def compare(model, shape):
-    net = deploy(model, random_variables(model, shape), shape)
+    net = deploy(model, random_variables(model, shape), shape, current_bits=24)
     images = random_images(1, shape)
     counter = SpikeCounter()
     counter.add(net(images, execution="spiking")[1])
     executed = executed_synops(net, jnp.asarray(images))
     for name, layer in counter.layers.items():
-        scope = name.removesuffix("/attention") if layer.role == "attention" else name
-        assert executed.pop(scope) == layer.synops > 0, name
+        assert executed.pop(name) == layer.synops > 0, name
     assert not any(executed.values())  # and nothing else accumulates
 
 
@@ -48,7 +47,7 @@ def test_network_of_the_quickstart_accumulates_what_is_counted():
 
 def test_a_dense_program_is_not_one_of_spikes(monkeypatch):
     """The counter's own check: products without a spike in them are refused."""
-    net = deploy(model := tiny_model("2x2"), random_variables(model), (8, 8, 2))
+    net = deploy(model := tiny_model("2x2"), random_variables(model), (8, 8, 2), current_bits=24)
     monkeypatch.setattr(type(net), "executed", lambda self, *_: self.model.clone(execution="dense"))
     with pytest.raises(AssertionError, match="no operand is a spike"):
         executed_synops(net, jnp.asarray(np.full((1, 8, 8, 2), 99, np.uint8)))

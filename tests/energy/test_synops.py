@@ -45,7 +45,7 @@ def hand_model(execution="dense", input_code="1x8"):
 
 
 def centre(weights):
-    kernel = np.zeros((3, 3, *np.shape(weights)), np.float32)
+    kernel = np.zeros((3, 3, *np.shape(weights)), np.int32)
     kernel[1, 1] = weights
     return kernel
 
@@ -53,15 +53,15 @@ def centre(weights):
 #: The stem's channels are the pixel and twice the pixel; a level is worth 32. The third channel of the second synapse
 #: hears its bias alone.
 HAND_PARAMS = {
-    "stem": {"synapse": {"kernel": centre([[1, 2]]), "bias": jnp.zeros(2)}},
+    "stem": {"synapse": {"kernel": centre([[1, 2]]), "bias": jnp.zeros(2, jnp.int32)}},
     "stage_1": {
         "down": {
-            "neuron": {"threshold": jnp.float32(32)},
-            "synapse": {"kernel": centre([[1, 0, 0], [0, 1, 0]]), "bias": jnp.array([0.0, 0.0, 4.0])},
+            "neuron": {"threshold": jnp.int32(32)},
+            "synapse": {"kernel": centre([[1, 0, 0], [0, 1, 0]]), "bias": jnp.array([0, 0, 4])},
         }
     },
-    "neuron_head": {"threshold": jnp.float32(2)},
-    "head": {"kernel": jnp.ones((3, 4)), "bias": jnp.zeros(4)},
+    "neuron_head": {"threshold": jnp.int32(2)},
+    "head": {"kernel": jnp.ones((3, 4), jnp.int32), "bias": jnp.zeros(4, jnp.int32)},
 }
 HAND_IMAGES = np.zeros((2, 4, 4, 1), np.uint8)  # the second image is black
 HAND_IMAGES[0, :, :, 0] = [[0, 32, 0, 255], [0, 0, 0, 0], [64, 0, 0, 1], [0, 0, 96, 0]]
@@ -139,13 +139,14 @@ def test_synops_of_attention_are_those_counted_by_hand(window, expected):
     """2x2 tokens, one head of width 2: q fires everywhere, k in its first channel, v sends level 3, 2 spikes, there."""
 
     def hears_its_bias(bias, kernel=(1, 1, 2)):
-        return {"kernel": jnp.zeros((*kernel, 2)), "bias": jnp.array(bias)}
+        return {"kernel": jnp.zeros((*kernel, 2), jnp.int32), "bias": jnp.array(bias)}
 
-    params = {f"neuron{key}": {"threshold": jnp.float32(1)} for key in ("", "_q", "_k", "_v", "_out")}
-    params |= {"q": hears_its_bias([1.0, 1.0]), "k": hears_its_bias([1.0, 0.0]), "v": hears_its_bias([3.0, 0.0])}
-    params |= {"local": hears_its_bias([0.0, 0.0], (3, 3, 1)), "out": hears_its_bias([0.0, 0.0])}
+    params = {f"neuron{key}": {"threshold": jnp.int32(1)} for key in ("", "_q", "_k", "_v", "_out")}
+    params |= {"q": hears_its_bias([1, 1]), "k": hears_its_bias([1, 0]), "v": hears_its_bias([3, 0])}
+    params |= {"local": hears_its_bias([0, 0], (3, 3, 1)), "out": hears_its_bias([0, 0])}
+    params["attention"] = {"shift": jnp.int32(0)}
     block = GWSSA(Wire(CODE, execution="spiking"), 1, (Scale("block", window),))
-    _, aux = block.apply({"params": params}, Current(jnp.full((1, 2, 2, 2), 6.0), ("stem",)), False)
+    _, aux = block.apply({"params": params}, Current(jnp.full((1, 2, 2, 2), 6), ("stem",)), False)
     counter = count(aux)
     assert counter.layers["attention"].synops == expected
     assert counter.layers["attention"].role == "attention"

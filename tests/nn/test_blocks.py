@@ -7,7 +7,20 @@ import pytest
 from flax import traverse_util
 
 from ge2mst_jax.grouping import Scale, gw_attention
-from ge2mst_jax.nn import GWSSA, ConvBlock, Current, Downsample, FeedForward, Neuron, Signal, Synapse, Wire, conv2d
+from ge2mst_jax.nn import (
+    GWSSA,
+    Arithmetic,
+    ConvBlock,
+    Current,
+    Downsample,
+    FeedForward,
+    Neuron,
+    Signal,
+    Synapse,
+    Wire,
+    conv2d,
+    integer_conv,
+)
 from ge2mst_jax.spiking import SpikeCode
 
 STREAM = Current(jnp.asarray(np.random.default_rng(0).normal(0.5, 1, (2, 4, 4, 8)), jnp.float32), ("stem",))
@@ -171,6 +184,7 @@ def test_agreement_that_there_is_none_of_is_refused(fields, message):
     ids=str,
 )
 def test_maps_of_shapes_that_do_not_fit_are_refused(images, kernel, stride, message):
-    for exact in (False, True):
-        with pytest.raises(ValueError, match=message):
-            conv2d(jnp.zeros(images), jnp.zeros(kernel), stride, exact=exact)
+    with pytest.raises(ValueError, match=message):
+        conv2d(jnp.zeros(images), jnp.zeros(kernel), stride)
+    with pytest.raises(ValueError, match=message):
+        integer_conv(jnp.zeros(images), jnp.zeros(kernel, jnp.int32), stride, 6, Arithmetic())

@@ -9,7 +9,7 @@ import pytest
 
 from ge2mst_jax.nn import conv2d, fan_out, output_size
 
-compiled = jax.jit(conv2d, static_argnames=("stride", "exact"))
+compiled = jax.jit(conv2d, static_argnames=("stride",))
 
 
 def slow_conv(x, kernel, stride):
@@ -51,27 +51,25 @@ KINDS = {  # (C_in, kernel side, C_in a group, C_out, stride, (H, W))
 }
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_convolution_is_the_loop_over_connections(kind, exact):
+def test_convolution_is_the_loop_over_connections(kind):
     channels, size, fan_in, features, stride, grid = KINDS[kind]
     x = np.random.default_rng(1).integers(0, 7, (2, *grid, channels)).astype(np.float32)
     kernel = fixed_point(size, size, fan_in, features)
-    out = compiled(x, kernel, stride, exact=exact)
+    out = compiled(x, kernel, stride)
     assert out.dtype == jnp.float32
     np.testing.assert_array_equal(out, slow_conv(x, kernel, stride))
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depth_wise"])
-def test_sums_at_the_edge_of_float32_are_exact(kind, exact):
+def test_sums_at_the_edge_of_float32_are_exact(kind):
     """Weights of 15 bits times levels up to 255, all sums below 2^24: not a bit may be lost."""
     channels, size, fan_in, features, stride, grid = KINDS[kind]
     random = np.random.default_rng(2)
     x = random.integers(0, 256, (1, *grid, channels)).astype(np.float32)
     most = 2**24 // (255 * size * size * fan_in)
     kernel = random.integers(-most, most, (size, size, fan_in, features)).astype(np.float32)
-    np.testing.assert_array_equal(compiled(x, kernel, stride, exact=exact), slow_conv(x, kernel, stride))
+    np.testing.assert_array_equal(compiled(x, kernel, stride), slow_conv(x, kernel, stride))
 
 
 @pytest.mark.parametrize("convolve", [conv2d, compiled], ids=["eager", "jit"])
@@ -125,9 +123,7 @@ def test_gradients_are_those_of_the_loop(kind):
 def test_output_size_is_the_number_of_positions(size, kernel, stride, expected):
     assert output_size(size, kernel, stride) == expected
     image, weights = jnp.zeros((1, size, 1, 1)), jnp.zeros((kernel, kernel, 1, 1))
-    for exact in (False, True):
-        convolve = functools.partial(conv2d, stride=stride, exact=exact)
-        assert jax.eval_shape(convolve, image, weights).shape[1] == expected
+    assert jax.eval_shape(functools.partial(conv2d, stride=stride), image, weights).shape[1] == expected
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 3), (5, 4), (8, 7)])
