@@ -69,7 +69,7 @@ def check_network(net: DeployedNet) -> None:
     """
     try:
         aux = net.layers
-    except FlaxError as error:
+    except (FlaxError, ValueError) as error:
         raise CertificateError(f"the arrays are not those of the network's definition: {one_line(error)}") from error
     expected = {tuple(sorted(parts)) for parts, _ in shared_currents(aux)}
     if expected != {tuple(sorted(f.parts)) for f in net.formats}:
