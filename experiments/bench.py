@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ge2mst_jax import create_model
-from ge2mst_jax.checks import check_whole
+from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.data import open_source
@@ -226,6 +226,8 @@ def main(options: Bench) -> None:
         options = dataclasses.replace(options, model="ge2mst_nano", image_size=8, batch_size=4, rounds=2)
     if options.images is not None:
         open_source(f"folder:{options.images}", "train")  # before minutes are spent
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"json is {one_line(options.json)}: there is no folder {one_line(options.json.parent)}")
     console = Console()
     found = {"model": options.model, "batch_size": options.batch_size, "environment": environment()}
     for take in track(MEASUREMENTS, "measuring", console=console):

@@ -1,5 +1,6 @@
 """Tests run on the CPU with 8 virtual devices, no silent broadcasting of ranks, and warnings as errors."""
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,8 +11,14 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation is most of a test's time: keep what was compiled, between tests and between runs.
-jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"))
+CACHE = os.path.join(os.path.dirname(__file__), "..", ".cache", "jax")
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_collection_finish():
+    """What the libraries hold is never garbage: it is not to be searched for it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture

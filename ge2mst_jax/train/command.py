@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import dataclasses
 import errno
 import io
 import logging
@@ -39,7 +40,9 @@ def run_command(main, options, default=None, arguments=None) -> None:
         arguments: the command line's, if not all of them.
     """
     with answered():
-        texts = [check_argument(text) for text in (sys.argv[1:] if arguments is None else arguments)]
+        given = sys.argv[1:] if arguments is None else arguments
+        names = [option if option.startswith("--") else unnamed(options) for option in ("", *given)]
+        texts = [check_argument(text, name) for name, text in zip(names, given, strict=False)]
         made = {} if default is None else {"default": default()}
         main(parse(options, texts, made))
 
@@ -97,8 +100,20 @@ def has_devices() -> bool:
         return False
 
 
-def check_argument(text: str) -> str:
+def unnamed(options) -> str:
+    """What an argument without an option is: the field that is one by its position, where there is one."""
+    marked = (
+        f.name for f in dataclasses.fields(options) if tyro.conf.Positional in getattr(f.type, "__metadata__", ())
+    )
+    return next(marked, "an argument")
+
+
+def check_argument(text: str, name: str = "an argument") -> str:
     """An argument of the command line, with `~` at the beginning of its value as the home that it stands for.
+
+    Args:
+        text: the argument.
+        name: the option before it, or what it is without one.
 
     Raises:
         ValueError: it is no UTF-8, empty, or there is no such home.
@@ -107,7 +122,9 @@ def check_argument(text: str) -> str:
         raise ValueError(f"the argument {one_line(text)} is no UTF-8: name files and folders in UTF-8")
     option, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
     if not value and not (option and not equals):
-        raise ValueError(f"{option or 'an argument'} is empty: leave it out, or set the variable that it is taken from")
+        raise ValueError(
+            f"{one_line(option or name)} is empty: leave it out, or set the variable that it is taken from"
+        )
     if not value.startswith("~"):
         return text
     home = os.path.expanduser(value)

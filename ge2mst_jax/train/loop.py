@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 from ge2mst_jax.checkpoint import check_path
-from ge2mst_jax.checks import one_line
+from ge2mst_jax.checks import cut, one_line
 from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
@@ -143,9 +143,10 @@ def check_config(run_dir: Path, config: TrainConfig) -> None:
             raise ValueError(f"{one_line(error)}: mend it, or delete it (the checkpoints hold it too)") from error
         now = json.loads(json.dumps(as_json(config)))
         if before.keys() != now.keys():
+            differing = cut(one_line(", ".join(sorted(before.keys() ^ now.keys()))), 80)
             raise ValueError(
-                f"{one_line(path)} is not the config of a run of this version: mend it, or delete it (the checkpoints "
-                "hold it too)"
+                f"{one_line(path)} is not the config of a run of this version (unknown or absent: {differing}): "
+                "mend it, or delete it (the checkpoints hold it too)"
             )
         check_same_run(before, now, MAY_DIFFER)
     elif (run_dir / "metrics.jsonl").exists() and not steps_in(check_path(run_dir) / "checkpoints"):

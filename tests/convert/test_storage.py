@@ -80,6 +80,7 @@ def test_network_without_its_training_network_comes_back(told, tmp_path):
     assert load_net(tmp_path / "net").source is None
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_refused_or_changes_nothing(saved, told, tmp_path):
     draws = random.Random(0)
     for number in range(len(files_of(saved))):

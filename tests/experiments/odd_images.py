@@ -1,6 +1,7 @@
 """A tiny network, and a folder of image files as people have them, for the tests of the scripts that read images."""
 
 import dataclasses
+import functools
 import io
 import sys
 
@@ -16,10 +17,15 @@ CLASSES = ["1", "10", "2", "[/x]", "$a\n\x1b[31m_b"]
 DECODE = dict(image_size=8, random_crop=True, min_area=0.08, flip=True, interpolation="bicubic")
 
 
+@functools.cache
+def deployed():
+    model = tiny_model("2x2")
+    return deploy(model, random_variables(model, SHAPE), SHAPE)
+
+
 def tiny_net(**about):
     """A deployed network of five classes for images of 8×8."""
-    model = tiny_model("2x2")
-    return dataclasses.replace(deploy(model, random_variables(model, SHAPE), SHAPE), about=about)
+    return dataclasses.replace(deployed(), about=about)
 
 
 def run(module, options, *arguments):

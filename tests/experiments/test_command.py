@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import pytest
+import tyro
 
 from ge2mst_jax.checks import check_whole
 from ge2mst_jax.train.command import check_argument, run_command
@@ -159,7 +160,9 @@ def test_home_is_expanded(text, becomes, monkeypatch):
         (["--path", "~no-such-user/x"], "~no-such-user/x: there is no such user"),
         (["--path=~no-such-user/x"], "--path=~no-such-user/x: there is no such user"),
         (["--path", "a\udcff"], r"a\udcff is no UTF-8"),
-        (["--path", ""], "an argument is empty: leave it out"),
+        (["--path", ""], "--path is empty: leave it out"),
+        (["--num\x1b[31mber", ""], r"--num\x1b[31mber is empty"),
+        ([""], "an argument is empty: leave it out"),
         (["--path="], "--path is empty: leave it out"),
         (["--number", "[/x]"], "'[/x]'"),
         (["--num\x1b[31mber", "[/x]"], r"--num\x1b[31mber, [/x]"),
@@ -171,6 +174,19 @@ def test_wrong_arguments_are_refused_without_control_characters(arguments, says,
     assert says in said
     assert "Traceback" not in said
     assert said.replace("\n", "").isprintable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(Options):
+    """Options with an argument that has its name from its position."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()
+
+
+def test_empty_argument_without_an_option_is_refused_by_the_name_of_its_field(capsys):
+    with pytest.raises(SystemExit):
+        run_command(lambda options: None, Named, arguments=["--number", "3", "a", ""])
+    assert "error: images is empty: leave it out" in capsys.readouterr().err
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ DATA = {
     "imagenet_l": ((224, 224, 3), 1000, 1_281_167),
     "imagenet_b_384": ((384, 384, 3), 1000, 1_281_167),
 }
-SLOW = ("imagenette", "imagenet_b", "imagenet_l", "imagenet_b_384")
+SLOW = ("cifar100", "imagenette", "imagenet_s", "imagenet_b", "imagenet_l", "imagenet_b_384")
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in DATA]
 
 

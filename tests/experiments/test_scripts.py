@@ -215,6 +215,11 @@ def test_train_lists_the_experiments(capsys):
     assert "experiments: cifar10, cifar100, digits, fashion_mnist" in capsys.readouterr().out
 
 
+def test_bench_refuses_a_file_that_cannot_be_written_before_it_measures(tmp_path, capsys):
+    assert run(bench, bench.Bench, "--json", tmp_path / "gone" / "bench.json") == 2
+    assert f"json is {tmp_path}/gone/bench.json: there is no folder {tmp_path}/gone" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_bench_prints_and_writes_its_figures(tmp_path, capsys):
     path = tmp_path / "bench.json"

@@ -52,12 +52,13 @@ def test_rate_counts_every_neuron_but_the_image(key):
 def test_gradient_of_the_rate_moves_weights(key):
     model = create_model("ge2mst_nano", stages=(("conv", 8, 1),))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8))
-    variables = model.init(key, images)
+    variables = jax.jit(model.init)(key, images)
 
+    @jax.jit
     def rate(params):
         return spike_rate(model.apply({**variables, "params": params}, images)[1])
 
-    gradient = jax.grad(rate)(variables["params"])
+    gradient = jax.jit(jax.grad(rate))(variables["params"])
     moved = jax.tree.map(lambda p, g: p - 0.05 * g / (jnp.linalg.norm(g) + 1e-9), variables["params"], gradient)
     assert float(rate(moved)) < float(rate(variables["params"]))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from ge2mst_jax.data import AugmentConfig, DecodeConfig
 from ge2mst_jax.train import TrainConfig, as_json, from_json
+from ge2mst_jax.train.loop import check_config
 
 
 @pytest.mark.parametrize(
@@ -126,3 +128,18 @@ def test_lengths_are_counted_in_steps():
     config = TrainConfig(batch_size=100, epochs=3.0)
     assert (config.num_steps(1000), config.in_steps(0.5, 1000), config.num_steps(1)) == (30, 5, 1)
     assert TrainConfig(batch_size=100, steps=7).num_steps(1000) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda fields: fields | {"nope\x1b[31m": 1}, r"nope\x1b[31m"),
+        (lambda fields: {name: fields[name] for name in fields if name not in ("data", "seed")}, "data, seed"),
+    ],
+    ids=["unknown", "absent"],
+)
+def test_config_of_another_version_is_refused_by_the_fields_that_differ(tmp_path, change, names):
+    (tmp_path / "config.json").write_text(json.dumps(change(as_json(TrainConfig()))))
+    says = rf"config.json is not the config of a run of this version (unknown or absent: {names}): mend it, or"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        check_config(tmp_path, TrainConfig())
