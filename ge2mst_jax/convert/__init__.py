@@ -9,6 +9,7 @@ from ge2mst_jax.convert.certificate import (
     compare_executions,
 )
 from ge2mst_jax.convert.deploy import DeployedNet, accuracy, deploy, digest_of, fold
+from ge2mst_jax.convert.export import ExportedNet, export_net, load_exported, save_exported
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat
 from ge2mst_jax.convert.storage import CheckpointError, load_net, save_net
 
@@ -19,6 +20,7 @@ __all__ = [
     "ConversionError",
     "CurrentFormat",
     "DeployedNet",
+    "ExportedNet",
     "LayerCertificate",
     "accuracy",
     "certify",
@@ -26,7 +28,10 @@ __all__ = [
     "compare_executions",
     "deploy",
     "digest_of",
+    "export_net",
     "fold",
+    "load_exported",
     "load_net",
+    "save_exported",
     "save_net",
 ]
