@@ -11,6 +11,7 @@ from ge2mst_jax.convert.certificate import (
 )
 from ge2mst_jax.convert.deploy import DeployedNet, accuracy, deploy, digest_of, fold
 from ge2mst_jax.convert.drift import Drift, measure_drift
+from ge2mst_jax.convert.export import ExportedNet, export_net, load_exported, save_exported
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat
 from ge2mst_jax.convert.reference import reference
 from ge2mst_jax.convert.storage import CheckpointError, load_net, save_net
@@ -23,6 +24,7 @@ __all__ = [
     "CurrentFormat",
     "DeployedNet",
     "Drift",
+    "ExportedNet",
     "LayerCertificate",
     "accuracy",
     "certify",
@@ -31,9 +33,12 @@ __all__ = [
     "compare_executions",
     "deploy",
     "digest_of",
+    "export_net",
     "fold",
+    "load_exported",
     "load_net",
     "measure_drift",
     "reference",
+    "save_exported",
     "save_net",
 ]

@@ -82,11 +82,12 @@ def proves(convolution, images_shape, kernel_shape, stride: int, max_level: int,
 def is_plain(backend: str, images_shape, kernel_shape, stride: int, max_level: int, operand_type: str) -> bool:
     """Whether this backend's convolution of these shapes may stand for a sum of products; tried once a process.
 
-    False for a backend that is not here.
+    False for a backend that is not here, and for images of unknown number: their program is exported, to run where
+    nothing was tried.
     """
-    if backend != jax.default_backend():
+    if backend != jax.default_backend() or not isinstance(images_shape[0], int):
         return False
-    images = images_shape[0] if isinstance(images_shape[0], int) and backend != "cpu" else FEW
+    images = FEW if backend == "cpu" else images_shape[0]
     return _tried((images, *images_shape[1:]), tuple(kernel_shape), stride, max_level, operand_type)
 
 

@@ -6,6 +6,7 @@ import sys
 
 import bench
 import evaluate
+import export
 import numpy as np
 import predict
 import pytest
@@ -165,6 +166,47 @@ def test_evaluate_refuses_in_one_line(arguments, says, capsys, tmp_path, monkeyp
     assert run(evaluate, evaluate.Evaluate, *arguments, "--data", "digits") == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platforms", [("cpu", "cuda", "tpu"), ("tpu",)])
+def test_export_compares_what_it_wrote(run_dir, platforms, tmp_path, capsys):
+    out = tmp_path / "exported [x]" / "digits"
+    assert run(export, export.Export, run_dir / "checkpoint", "--platforms", *platforms, "--out", out) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("a fresh process" in said) == ("cpu" in platforms)
+    assert ("not run" in said) == ("cpu" not in platforms)
+    assert json.loads((tmp_path / "exported [x]" / "digits.json").read_text())["platforms"] == list(platforms)
+
+
+@pytest.mark.slow
+def test_export_refuses_a_file_that_differs_and_one_that_does_not_run(run_dir, tmp_path, capsys, monkeypatch):
+    arguments = run_dir / "checkpoint", "--platforms", "cpu", "--out", tmp_path / "digits"
+    monkeypatch.setattr(export, "ALONE", export.ALONE.replace("np.load(", "255 - np.load("))
+    assert run(export, export.Export, *arguments) == 2
+    assert "digits does not give the network's logits on cpu" in capsys.readouterr().err
+    monkeypatch.setattr(export, "ALONE", "import ge2mst_nowhere")
+    assert run(export, export.Export, *arguments) == 2
+    assert "digits does not run without this package: ModuleNotFoundError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["missing"], "no checkpoint at missing: there is no such folder"),
+        (["missing", "--execution", "training"], "dense"),
+        (["missing", "--platforms", "gpu"], "cuda"),
+        (["missing", "--step", "0"], "step is 0: it must be a whole number, 1 to"),
+        ([], "required"),
+    ],
+)
+def test_export_refuses_in_one_line(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(export, export.Export, *arguments) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
 
 
 def train_by_name(*arguments):
