@@ -76,6 +76,7 @@ def _head(report, title) -> str:
     tiles = (
         _tile(f"{100 * accuracy['spiking']:.2f} %", f"test accuracy, spiking ({data['test']} images)"),
         _tile(differing(certificate), "spikes, levels, logits that differ", "sound" if sound else "broken"),
+        _tile(f"{100 * certificate['drift']['share']:.4f} %", "of levels unlike the trained network's"),
         _tile(f"{1e3 * report['energy']['exact']['total_mj']:.3f} µJ", "an image, exact count"),
         _tile(f"{report['spikes_per_neuron']:.3f}", "spikes per neuron and image"),
         _tile(f"{model['parameters']:,}", "parameters"),
@@ -113,8 +114,9 @@ def _certificate(report) -> str:
             *(
                 ("integers", "", "")
                 if layer["fraction_bits"] is None
-                else (layer["fraction_bits"], f"{layer['bound']:,.1f}", f"{layer['headroom_bits']:.2f}")
+                else (layer["fraction_bits"], f"{layer['bound']:,}", f"{layer['headroom_bits']:.2f}")
             ),
+            certificate["drift"]["layers"].get(layer["name"], ""),
         )
         for layer in certificate["layers"]
     ]
@@ -128,13 +130,20 @@ def _certificate(report) -> str:
         "f",
         "bound",
         "headroom, bits",
+        "levels unlike the trained network's",
     )
+    drift = certificate["drift"]
     return (
         f"<h2>Certificate</h2><p class='note'>Both executions ran on all {certificate['images']:,} test images; "
         f"{certificate['spikes_compared']:,} spikes were compared one by one, {certificate['spikes_fired']:,} of them "
-        f"fired by neurons. Every number of a current is a "
-        f"multiple of 2<sup>-f</sup> and no sum can reach 2<sup>24-f</sup>, so every float32 addition is exact. "
-        f"Network {escape(certificate['digest'][:16])}…</p>{_table(header, rows)}"
+        f"fired by neurons. Numbers are integers, each worth 2<sup>-f</sup>, and no sum of them can reach "
+        f"2<sup>{report['model']['current_bits']}</sup>, so every addition is exact, in any order. "
+        f"Network {escape(certificate['digest'][:16])}…</p>"
+        "<p class='note'>Beside the network that was trained, "
+        f"{drift['levels_differing']:,} of {drift['levels']:,} levels "
+        f"differ ({100 * drift['share']:.4f} %), none on {drift['images_equal']:,} of {drift['images']:,} images; the "
+        f"largest difference of a logit is {drift['largest_logit_difference']:.2g}. The plain NumPy reference gave the "
+        f"same levels and sums on {certificate['reference_images']:,} images.</p>{_table(header, rows)}"
     )
 
 

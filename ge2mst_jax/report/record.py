@@ -6,7 +6,7 @@ import numpy as np
 from ge2mst_jax.energy import CONVENTIONS, energy
 from ge2mst_jax.provenance import environment
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def build_report(*, dataset, model_name, net, certificate, counter, audit, seconds, training) -> dict:
@@ -43,6 +43,7 @@ def build_report(*, dataset, model_name, net, certificate, counter, audit, secon
             "code": str(net.model.code),
             "neuron": net.model.neuron,
             "input_code": net.model.input_code,
+            "current_bits": net.model.current_bits,
         },
         "training": training,
         "accuracy": certificate.accuracy,
