@@ -1,6 +1,6 @@
-"""What the neuron, the attention and the spiking execution cost, measured in one run as paired medians.
+"""What the neuron, the attention and the deployed network cost, measured in one run as paired medians.
 
-    python experiments/bench.py [--json FILE] [--images FOLDER] [--quick True]
+    python experiments/bench.py [--json FILE] [--images FOLDER] [--peer True] [--quick True]
 
 Alternatives take turns (a b a b ...), so that a busy machine slows all of them; a figure is the median of its turns.
 Memory is the compiler's own figure: temporary bytes of the compiled training step. With a folder of images by class the
@@ -13,6 +13,7 @@ import signals  # noqa: F401  # before all that takes time
 import dataclasses
 import functools
 import json
+import os
 import time
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from ge2mst_jax.train.command import run_command
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measures the twin, training memory over T, attention and the spiking execution; prints and writes ratios."""
+    """Measures the twin, training memory over T, attention and the deployed network; prints and writes ratios."""
 
     json: Path | None = None
     """Also write the figures to this file."""
@@ -52,12 +53,17 @@ class Bench:
     """Images a step."""
     rounds: int = 9
     """Turns of each alternative."""
+    deployed_batch_size: int = 32
+    """Images at a time of the deployed network."""
+    peer: bool = False
+    """Also time SpikingJelly's Spikformer 4-384 (needs torch and spikingjelly)."""
     quick: bool = False
     """Only see that it runs: ge2mst_nano at 8x8, 4 images, 2 turns, 4² and 8² tokens."""
 
     def __post_init__(self):
         check_whole("image_size", self.image_size, 1, 2**12)
         check_whole("batch_size", self.batch_size, 1, 2**16)
+        check_whole("deployed_batch_size", self.deployed_batch_size, 1, 2**16)
         check_whole("rounds", self.rounds, 1, 10**6)
 
 
@@ -160,20 +166,60 @@ def attention(options: Bench, heads: int = 4, width: int = 32) -> dict:
     return rows
 
 
-def spiking_against_dense(options: Bench) -> dict:
-    """One deployed network of T = 4, executed both ways."""
-    model = create_model(options.model, code="2x2")
+def deployed(options: Bench) -> dict:
+    """Images a second of one deployed network of T = 4, both executions and precisions, logits alone.
+
+    Beside them the ANN of its shape (ReLU, BatchNorm of the averages, which XLA fuses into the convolutions' epilogue),
+    the training network's own forward pass and, if asked for, the peer.
+    """
+    options = dataclasses.replace(options, batch_size=options.deployed_batch_size)
     images, _ = random_batch(options)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    net = deploy(model, variables, images.shape[1:])
-    seconds = medians(
-        {
-            execution: functools.partial(forward, net.executed(execution), {"params": net.params}, images)
-            for execution in ("dense", "spiking")
-        },
-        options.rounds,
-    )
-    return {"seconds": seconds, "time_ratio": seconds["spiking"] / seconds["dense"]}
+    made = {
+        neuron: create_model(options.model, neuron=neuron, code="2x2", capture="none") for neuron in ("relu", "expg")
+    }
+    variables = {neuron: jax.jit(model.init)(jax.random.key(0), images) for neuron, model in made.items()}
+    calls = {
+        name: functools.partial(forward, made[neuron], variables[neuron], images)
+        for name, neuron in (("relu", "relu"), ("training", "expg"))
+    }
+    for bits in (24, 31):
+        net = deploy(made["expg"], variables["expg"], images.shape[1:], current_bits=bits)
+        for execution in ("dense", "spiking"):
+            module = net.executed(execution, "none")
+            calls[f"{execution}_{bits}"] = functools.partial(forward, module, {"params": net.params}, images)
+    if options.peer:
+        calls["peer"] = peer(options.batch_size)
+    seconds = medians(calls, options.rounds)
+    return {
+        "batch_size": options.batch_size,
+        "images_per_second": {n: options.batch_size / s for n, s in seconds.items()},
+    }
+
+
+def peer(batch_size: int):
+    """A call of SpikingJelly's Spikformer 4-384 at T = 4, on 32x32 images (extra `peer`)."""
+    torch, functional, spikformer_cifar10 = import_peer()
+    network = spikformer_cifar10(T=4).eval()
+    images = torch.rand(batch_size, 3, 32, 32)
+
+    def run():
+        with torch.inference_mode():
+            functional.reset_net(network)
+            return network(images).numpy()
+
+    return run
+
+
+def import_peer():
+    """Torch and what of SpikingJelly is used."""
+    try:
+        import torch
+        from spikingjelly.activation_based import functional
+        from spikingjelly.activation_based.model.spikformer import spikformer_cifar10
+    except ImportError as error:
+        raise ValueError(f"peer: {error}; install the extra: pip install torch spikingjelly") from error
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return torch, functional, spikformer_cifar10
 
 
 def input_pipeline(options: Bench) -> dict | None:
@@ -186,12 +232,21 @@ def input_pipeline(options: Bench) -> dict | None:
 
 def tables(found: dict):
     """The figures as tables for the terminal."""
-    twin, spiking = found["twin_against_relu"], found["spiking_against_dense"]
+    twin = found["twin_against_relu"]
     table = Table("ratio", title=f"{found['model']}, batch {found['batch_size']}")
     table.add_column("measured", justify="right")
     table.add_row("training step, twin / ReLU, time", f"{twin['time_ratio']:.3f}")
     table.add_row("training step, twin / ReLU, memory", f"{twin['memory_ratio']:.3f}")
-    table.add_row("execution, spiking (T = 4) / dense, time", f"{spiking['time_ratio']:.3f}")
+    yield table
+    speeds, batch = found["deployed"]["images_per_second"], found["deployed"]["batch_size"]
+    table = Table("deployed, T = 4", title=f"{found['model']}, batch {batch}, images a second")
+    for column in ("images/s", "x ANN", "dense time x"):
+        table.add_column(column, justify="right")
+    for name, speed in speeds.items():
+        dense = speeds.get(name.replace("spiking", "dense")) if name.startswith("spiking") else None
+        table.add_row(
+            name, f"{speed:.1f}", f"{speed / speeds['relu']:.3f}", "" if dense is None else f"{dense / speed:.2f}"
+        )
     yield table
     table = Table("T", title="training step of ge2mst_nano over the time steps")
     for column in ("twin, ms", "twin, MiB", "LIF, ms", "LIF, MiB"):
@@ -218,16 +273,20 @@ def _milliseconds(row) -> str:
     return f"{1e3 * row['seconds']:.2f}"
 
 
-MEASUREMENTS = (twin_against_relu, training_over_time_steps, attention, spiking_against_dense, input_pipeline)
+MEASUREMENTS = (twin_against_relu, training_over_time_steps, attention, deployed, input_pipeline)
 
 
 def main(options: Bench) -> None:
     if options.quick:
-        options = dataclasses.replace(options, model="ge2mst_nano", image_size=8, batch_size=4, rounds=2)
+        options = dataclasses.replace(
+            options, model="ge2mst_nano", image_size=8, batch_size=4, deployed_batch_size=4, rounds=2
+        )
     if options.images is not None:
         open_source(f"folder:{options.images}", "train")  # before minutes are spent
     if options.json is not None and not options.json.parent.is_dir():
         raise ValueError(f"json is {one_line(options.json)}: there is no folder {one_line(options.json.parent)}")
+    if options.peer:
+        import_peer()
     console = Console()
     found = {"model": options.model, "batch_size": options.batch_size, "environment": environment()}
     for take in track(MEASUREMENTS, "measuring", console=console):
