@@ -1,5 +1,5 @@
-# `make quickstart` and `make test` work on a machine with Python 3.11 and nothing else.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make quickstart` and `make test` work on a machine with Python 3.11, 3.12 or 3.13 and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 RUN := .venv/bin/python
 READY := .venv/.ready
 
@@ -42,11 +42,14 @@ fuzz: $(READY)
 kills: $(READY)
 	$(RUN) tests/fuzz/kills.py --write docs/reliability.md
 
-$(READY): requirements.txt setup.cfg pyproject.toml
-	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-		{ echo "Python 3.11 is needed (found: $(PYTHON)); set PYTHON=/path/to/python3.11" >&2; exit 2; }
+# Pins of the versions that were tested on each Python: newer ones hold newer JAX.
+$(READY): requirements.txt requirements-3.12.txt requirements-3.13.txt setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed (found: $(PYTHON)); set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	"$(PYTHON)" -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	version=$$($(RUN) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		pins=requirements-$$version.txt; test $$version != 3.11 || pins=requirements.txt; \
+		$(RUN) -m pip install --quiet --disable-pip-version-check -r $$pins
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 
