@@ -1,6 +1,6 @@
 """Evaluates a checkpoint as it would be deployed: fixed point, dense or spiking, every test image once.
 
-    python experiments/evaluate.py CHECKPOINT [--execution dense|spiking]
+    python experiments/evaluate.py CHECKPOINT [--execution dense|spiking] [--certify IMAGES]
 
 CHECKPOINT is the folder of a run (its best checkpoint is taken, or --step N) or one that the quickstart saved. Prints
 accuracy and energy (of the spiking execution, whatever was run: the spikes are the same); writes evaluation.json and
@@ -21,15 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 from rich.text import Text
 
 from ge2mst_jax.checks import check_whole, one_line
+from ge2mst_jax.convert import certify
 from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches, open_source
 from ge2mst_jax.energy import CONVENTIONS, SpikeCounter, audit, energy
 from ge2mst_jax.files import write_whole
-from ge2mst_jax.report import confusion_figure
+from ge2mst_jax.report import add_drift, confusion_figure, differing
 from ge2mst_jax.train.command import run_command
 from ge2mst_jax.train.deployed import class_names, decoding, load_deployed
 
@@ -54,11 +55,15 @@ class Evaluate:
     """Images at a time."""
     limit: int | None = None
     """Evaluate the first so many images only."""
+    certify: int = 0
+    """Also certify so many test images, the first ones: both executions compared spike by spike, and the drift from the
+    trained network; writes certificate.json."""
     out: Path | None = None
     """Where evaluation.json and confusion.png go; beside the checkpoint if none."""
 
     def __post_init__(self):
         check_whole("batch_size", self.batch_size, 1, 2**20)
+        check_whole("certify", self.certify, 0, 2**20)
         for name in ("limit", "step"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1, 2**40)
@@ -115,6 +120,21 @@ def run(net, source, plan: BatchPlan, options: Evaluate, console: Console):
     return confusion, counter, skipped
 
 
+def certificate_of(net, source, plan: BatchPlan, options: Evaluate, console: Console):
+    """The certificate of the first test images, progress on the console."""
+    images, labels = [], []
+    for batch in eval_batches(source, plan):
+        seen = np.flatnonzero(batch["mask"])[: options.certify - sum(map(len, images))]
+        images.append(batch["image"][seen])
+        labels.append(batch["label"][seen])
+        if sum(map(len, images)) == options.certify:
+            break
+    images, labels = np.concatenate(images), np.concatenate(labels)
+    with Progress(console=console) as progress:
+        task = progress.add_task("certify", total=len(images))
+        return certify(net, images, labels, options.batch_size, lambda done: progress.update(task, completed=done))
+
+
 def main(options: Evaluate) -> None:
     console = Console()
     net = load_deployed(options.checkpoint, options.step)
@@ -133,7 +153,15 @@ def main(options: Evaluate) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "evaluation.json", json.dumps(found, indent=1) + "\n")
     write_whole(out / "confusion.png", confusion_figure(confusion, source.classes))
-    console.print(summary(found, energies, options))
+    table = summary(found, energies, options)
+    if options.certify:
+        certificate = certificate_of(net, source, plan, options, console).as_dict()
+        write_whole(out / "certificate.json", json.dumps(certificate, indent=1) + "\n")
+        table.add_section()
+        table.add_row("images certified", str(certificate["images"]))
+        table.add_row("spikes, levels, logits that differ", differing(certificate))
+        add_drift(table, certificate)
+    console.print(table)
     console.print(Text(one_line(f"confusion matrix: {out / 'confusion.png'}")), soft_wrap=True)
 
 

@@ -171,7 +171,7 @@ def test_scale_that_the_stages_share_must_divide_every_one_of_them():
         ({"neuron": "lifs"}, "unknown neuron 'lifs': known are expg, qcfs, sfa, relu, if, lif, plif"),
         ({"input_code": "1x4"}, "unknown input_code '1x4': known are direct, 1x8"),
         ({"execution": "sparse"}, "unknown execution 'sparse': known are training, dense, spiking"),
-        ({"capture": "all"}, "unknown capture 'all': known are counts, levels"),
+        ({"capture": "all"}, "unknown capture 'all': known are none, counts, levels"),
         ({"stages": (("mlp", 8, 1),)}, "unknown kind of stage 'mlp': known are conv, attention"),
         ({"code": "2by2"}, "'2by2' is not a spike code: a spike code is written GxK"),
         ({"scales": ("block2", "ring4")}, "'ring4' is not a scale: write block or grid"),

@@ -284,10 +284,10 @@ def test_numbers_that_are_no_pixels_are_refused(made, message):
 
 @pytest.mark.parametrize("input_code", ["1x8", "direct"])
 def test_deployed_stem_takes_whole_pixels_to_the_same_current(input_code):
-    kernel = (np.random.default_rng(1).integers(-64, 65, (3, 3, 2, 3)) / 16).astype(np.float32)
-    params = {"synapse": {"kernel": kernel, "bias": jnp.array([0.5, -1.0, 2.0])}}
+    kernel = np.random.default_rng(1).integers(-64, 65, (3, 3, 2, 3)).astype(np.int32)
+    params = {"synapse": {"kernel": kernel, "bias": jnp.array([8, -16, 32])}}
     window = np.pad(IMAGES.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))[:, 2:5, 2:5]  # around (2, 2)
-    expected = np.einsum("bhwi,hwio->bo", window, kernel) + np.array([[0.5, -1.0, 2.0]])
+    expected = np.einsum("bhwi,hwio->bo", window, kernel) + np.array([[8, -16, 32]])
     for execution in ("dense", "spiking"):
         stem = Stem(Wire(CODE, execution=execution), 3, input_code=input_code)
         made, _ = stem.apply({"params": params}, jnp.asarray(IMAGES), False)
@@ -295,7 +295,7 @@ def test_deployed_stem_takes_whole_pixels_to_the_same_current(input_code):
 
 
 def test_coded_image_leaves_the_bits_of_its_pixels_as_spikes():
-    params = {"synapse": {"kernel": jnp.ones((3, 3, 2, 3)), "bias": jnp.zeros(3)}}
+    params = {"synapse": {"kernel": jnp.ones((3, 3, 2, 3), jnp.int32), "bias": jnp.zeros(3, jnp.int32)}}
     bits = np.unpackbits(IMAGES.reshape(2, 3, 4, 2, 1), axis=-1)  # [B, H, W, C, 8], the heaviest first
     for execution in ("training", "dense", "spiking"):
         wire = Wire(CODE, execution=execution, capture="levels")
@@ -311,7 +311,7 @@ def test_coded_image_leaves_the_bits_of_its_pixels_as_spikes():
 
 
 def test_image_that_is_presented_directly_has_no_spikes():
-    params = {"synapse": {"kernel": jnp.ones((3, 3, 2, 3)), "bias": jnp.zeros(3)}}
+    params = {"synapse": {"kernel": jnp.ones((3, 3, 2, 3), jnp.int32), "bias": jnp.zeros(3, jnp.int32)}}
     for execution in ("dense", "spiking"):
         stem = Stem(Wire(CODE, execution=execution), 3, input_code="direct")
         _, aux = stem.apply({"params": params}, jnp.asarray(IMAGES), False)

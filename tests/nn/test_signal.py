@@ -12,6 +12,11 @@ THETA = jnp.float32(0.375)
 LEVELS = np.random.default_rng(0).integers(0, 7, (2, 3, 4, 4)).astype(np.float32)
 
 
+def integers(params, fraction_bits):
+    """Folded numbers as the integers of a deployed network, each worth `2^-fraction_bits`."""
+    return jax.tree.map(lambda a: np.rint(np.ldexp(np.asarray(a, np.float64), fraction_bits)).astype(np.int32), params)
+
+
 def wire(execution="training", **changes):
     return Wire(CODE, execution=execution, **changes)
 
@@ -172,10 +177,12 @@ def test_training_synapse_keeps_the_steps_of_spikes_that_have_some():
 
 @pytest.mark.parametrize(("group_width", "fan_in"), GROUPS)
 def test_deployed_synapse_is_the_convolution_of_levels_and_a_bias_in_both_executions(group_width, fan_in):
-    params = {"kernel": fixed_point(3, 3, fan_in, 4), "bias": fixed_point(4, seed=1)}
-    expected = np.asarray(conv2d(LEVELS, params["kernel"], 2), np.float64) + params["bias"]
+    folded = {"kernel": fixed_point(3, 3, fan_in, 4), "bias": fixed_point(4, seed=1)}
+    params = integers(folded, 4)
+    expected = 16 * (np.asarray(conv2d(LEVELS, folded["kernel"], 2), np.float64) + folded["bias"])
     for execution, signal in (("dense", levels_of()), ("spiking", train_of())):
         current, _ = Synapse(wire(execution), 4, 3, 2, group_width).apply({"params": params}, signal, False)
+        assert current.value.dtype == jnp.int32
         np.testing.assert_array_equal(current.value, expected)
 
 
@@ -189,8 +196,10 @@ def test_folded_synapse_is_the_training_synapse():
     for scale in (None, unit):
         _, made = layer.apply(variables, signal, False, scale, mutable=["deployed"])
         assert set(made["deployed"]) == {"kernel", "bias"}
-        folded, _ = Synapse(wire("dense"), 4, 3).apply({"params": made["deployed"]}, levels_of(), False)
-        value = folded.value if scale is None else folded.value * scale[None, None, None]
+        params = integers(made["deployed"], 20)
+        folded, _ = Synapse(wire("dense"), 4, 3).apply({"params": params}, levels_of(), False)
+        value = folded.value / 2**20
+        value = value if scale is None else value * scale[None, None, None]
         np.testing.assert_allclose(value, trained.value, rtol=1e-5, atol=1e-4)
 
 
@@ -201,7 +210,7 @@ def test_training_writes_nothing_folded_unless_asked():
 
 
 def test_synapse_leaves_what_its_counts_need():
-    params = {"kernel": fixed_point(3, 3, 2, 6), "bias": fixed_point(6)}
+    params = integers({"kernel": fixed_point(3, 3, 2, 6), "bias": fixed_point(6)}, 4)
     current, aux = Synapse(wire("dense"), 6, 3, 2, 2, role="stem").apply({"params": params}, levels_of(), False)
     (name,) = aux
     record = aux[name]
@@ -238,16 +247,17 @@ def test_training_head_is_the_mean_of_values_through_the_classifier():
 
 def test_deployed_head_is_one_linear_map_of_spike_counts_in_both_executions():
     for execution, signal in (("dense", levels_of()), ("spiking", train_of())):
-        logits, _ = Head(wire(execution), 5).apply({"params": HEAD}, signal)
-        np.testing.assert_array_equal(logits, COUNTS @ HEAD["kernel"] + HEAD["bias"])
+        sums, _ = Head(wire(execution), 5).apply({"params": integers(HEAD, 4)}, signal)
+        assert sums.dtype == jnp.int32
+        np.testing.assert_array_equal(sums, 16 * (COUNTS @ HEAD["kernel"] + HEAD["bias"]))
 
 
 def test_folded_head_divided_by_its_tokens_is_the_training_head():
     signal = levels_of(threshold=THETA)
     (logits, _), made = Head(wire(), 5).apply({"params": HEAD}, signal, mutable=["deployed"])
     np.testing.assert_array_equal(made["deployed"]["bias"], 12 * HEAD["bias"])
-    folded, _ = Head(wire("dense"), 5).apply({"params": made["deployed"]}, levels_of())
-    np.testing.assert_allclose(folded / 12, logits, rtol=1e-5)
+    sums, _ = Head(wire("dense"), 5).apply({"params": integers(made["deployed"], 20)}, levels_of())
+    np.testing.assert_allclose(sums / 2**20 / 12, logits, rtol=1e-5)
 
 
 def test_head_averages_neurons_that_fire_at_every_step_over_their_steps():
@@ -258,6 +268,6 @@ def test_head_averages_neurons_that_fire_at_every_step_over_their_steps():
 
 
 def test_head_leaves_one_output_position_of_its_classes():
-    _, aux = Head(wire("dense"), 5).apply({"params": HEAD}, levels_of())
+    _, aux = Head(wire("dense"), 5).apply({"params": integers(HEAD, 4)}, levels_of())
     (record,) = aux.values()
     assert (record.role, record.in_shape, record.out_shape, record.groups) == ("head", (3, 4, 4), (1, 1, 5), 1)
