@@ -1,5 +1,6 @@
 """The wire and the synaptic layers: signals, currents, folded and unfolded synapses, the head."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
