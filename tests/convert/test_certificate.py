@@ -16,11 +16,13 @@ from ge2mst_jax.convert import (
     certificate,
     certify,
     check_network,
+    check_reference,
     compare_executions,
     deploy,
     digest_of,
 )
 from ge2mst_jax.grouping import Scale
+from ge2mst_jax.nn import planes
 
 IMAGES = random_images(16)
 LAYERS = (
@@ -377,3 +379,25 @@ def test_no_images_and_unknown_execution_are_refused(net):
         certify(net, IMAGES[:0])
     with pytest.raises(ValueError, match="unknown execution 'training': known are dense, spiking"):
         net(IMAGES[:8], execution="training")
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def test_certificate_is_held_against_the_reference(net):
+    assert certify(net, IMAGES[:8], batch_size=8, reference=3).reference_images == 3
+    with pytest.raises(ValueError, match="reference is 9: it must be a whole number, 0 to 8"):
+        certify(net, IMAGES[:8], reference=9)
+
+
+def test_fault_that_both_executions_share_is_found_by_the_reference_alone(monkeypatch):
+    """Weights without their lowest bit: both executions lose it, and are equal."""
+    model = tiny_model(num_classes=11)  # no other test has compiled it
+    net, cut = deploy(model, random_variables(model), SHAPE), planes.cut
+    monkeypatch.setattr(planes, "cut", lambda weights, *counts: cut(2 * (weights // 2), *counts))
+    totals, logits, _ = compare_executions(net, net, IMAGES[:4], batch_size=4)
+    assert logits == 0
+    assert not any(spikes or levels for spikes, levels, _ in totals.values())
+    for execution in ("dense", "spiking"):
+        with pytest.raises(CertificateError, match="are not the reference's on image"):
+            check_reference(net, IMAGES[:4], (execution,))
