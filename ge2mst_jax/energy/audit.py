@@ -162,7 +162,7 @@ class Reader:
         return summed("add", (summed(name, sets, eqn), sets[1]), eqn)
 
     def _scan(self, params, sets, record, scope):
-        jaxpr, consts, carries = params["jaxpr"], params["num_consts"], params["num_carry"]
+        jaxpr, (consts, carries) = params["jaxpr"], scan_operands(params)
         carry = sets[consts : consts + carries]
         for turn in range(params["length"]):  # each adds one step to what the carry may hold
             arguments = sets[:consts] + carry + sets[consts + carries :]
@@ -175,6 +175,14 @@ class Reader:
             )
         arguments = sets[:consts] + carry + sets[consts + carries :]
         return self.run(jaxpr.jaxpr, jaxpr.consts, arguments, record, scope)
+
+
+def scan_operands(params) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried: JAX 0.10 says it otherwise than 0.11."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carried, _rows = params["ft_in"].elts
+    return len(consts), len(carried)
 
 
 def layer_of(scope):

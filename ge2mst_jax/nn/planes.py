@@ -8,8 +8,8 @@ is a number that float32 holds; the planes are added up in int32, by shifts. Wha
   numbers, so that a pass of the matrix unit multiplies them exactly.
 
 The backend's convolution may be another algorithm than a sum of products (Winograd, FFT), and then it rounds. Whether
-it is one is found out by trying it (`selftest.py`); if it is not, or cannot be tried because the backend is not here,
-the map is computed by kernel taps, one matrix product each.
+it is one is found out by trying it (`selftest.py`); if it is not, or cannot be tried (the backend is not here, or the
+program is exported), the map is computed by kernel taps, one matrix product each.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from ge2mst_jax.energy.audit import CALLS, Reader, kinds_of, layer_of, live_equations
+from ge2mst_jax.energy.audit import CALLS, Reader, kinds_of, layer_of, live_equations, scan_operands
 from ge2mst_jax.energy.numbers import OF_KIND, constant, within
 
 
@@ -54,7 +54,7 @@ class Counter:
         return list(zip(found, kinds, strict=True))
 
     def scan(self, params, operands, scope):
-        consts, carries = params["num_consts"], params["num_carry"]
+        consts, carries = scan_operands(params)
         carry, rows = operands[consts : consts + carries], []
         for t in range(params["length"]):
             now = [(values[t], numbers) for values, numbers in operands[consts + carries :]]
