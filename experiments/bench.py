@@ -16,6 +16,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,10 @@ class Bench:
     """Turns of each alternative."""
     deployed_batch_size: int = 32
     """Images at a time of the deployed network."""
+    only: tuple[
+        Literal["twin_against_relu", "training_over_time_steps", "attention", "deployed", "input_pipeline"], ...
+    ] = ()
+    """Measure these alone; all if none."""
     peer: bool = False
     """Also time SpikingJelly's Spikformer 4-384 (needs torch and spikingjelly)."""
     quick: bool = False
@@ -230,50 +235,65 @@ def input_pipeline(options: Bench) -> dict | None:
     return measure(options.images, seconds, workers=workers)
 
 
-def tables(found: dict):
-    """The figures as tables for the terminal."""
-    twin = found["twin_against_relu"]
+def twin_table(found: dict, twin: dict) -> Table:
     table = Table("ratio", title=f"{found['model']}, batch {found['batch_size']}")
     table.add_column("measured", justify="right")
     table.add_row("training step, twin / ReLU, time", f"{twin['time_ratio']:.3f}")
     table.add_row("training step, twin / ReLU, memory", f"{twin['memory_ratio']:.3f}")
-    yield table
-    speeds, batch = found["deployed"]["images_per_second"], found["deployed"]["batch_size"]
-    table = Table("deployed, T = 4", title=f"{found['model']}, batch {batch}, images a second")
-    for column in ("images/s", "x ANN", "dense time x"):
-        table.add_column(column, justify="right")
-    for name, speed in speeds.items():
-        dense = speeds.get(name.replace("spiking", "dense")) if name.startswith("spiking") else None
-        table.add_row(
-            name, f"{speed:.1f}", f"{speed / speeds['relu']:.3f}", "" if dense is None else f"{dense / speed:.2f}"
-        )
-    yield table
+    return table
+
+
+def steps_table(found: dict, rows: dict) -> Table:
     table = Table("T", title="training step of ge2mst_nano over the time steps")
     for column in ("twin, ms", "twin, MiB", "LIF, ms", "LIF, MiB"):
         table.add_column(column, justify="right")
-    for steps, row in found["training_over_time_steps"].items():
+    for steps, row in rows.items():
         cells = (f(row[n]) for n in ("expg", "lif") for f in (_milliseconds, lambda r: f"{r['bytes'] / 2**20:.1f}"))
         table.add_row(steps, *cells)
-    yield table
+    return table
+
+
+def attention_table(found: dict, rows: dict) -> Table:
     table = Table("tokens", title="attention, 4 heads of width 32, milliseconds (MFLOP)")
     for column in ("GW-SSA", "SSA, q(kᵀv)", "SSA, (qkᵀ)v"):
         table.add_column(column, justify="right")
-    for tokens, row in found["attention"].items():
+    for tokens, row in rows.items():
         table.add_row(tokens, *(f"{_milliseconds(r)} ({r['flops'] / 1e6:.1f})" for r in row.values()))
-    yield table
-    if (pipeline := found["input_pipeline"]) is not None:
-        table = Table("images a second", title=f"decode, crop and resize to {pipeline['image_size']} pixels, one core")
-        for name in ("pipeline", "pillow", "ratio"):
-            table.add_column(name, justify="right")
-        table.add_row("", *(f"{pipeline[n]:.{d}f}" for n, d in (("pipeline", 0), ("pillow", 0), ("ratio", 3))))
-        yield table
+    return table
+
+
+def deployed_table(found: dict, made: dict) -> Table:
+    speeds = made["images_per_second"]
+    table = Table("deployed, T = 4", title=f"{found['model']}, batch {made['batch_size']}")
+    for column in ("images/s", "of the ANN's", "dense time x"):
+        table.add_column(column, justify="right")
+    for name, speed in speeds.items():
+        dense = speeds[name.replace("spiking", "dense")] if name.startswith("spiking") else None
+        ratio = "" if dense is None else f"{dense / speed:.2f}"
+        table.add_row(name, f"{speed:.1f}", f"{speed / speeds['relu']:.3f}", ratio)
+    return table
+
+
+def pipeline_table(found: dict, pipeline: dict) -> Table:
+    table = Table("images a second", title=f"decode, crop and resize to {pipeline['image_size']} pixels, one core")
+    for name in ("pipeline", "pillow", "ratio"):
+        table.add_column(name, justify="right")
+    table.add_row("", *(f"{pipeline[n]:.{d}f}" for n, d in (("pipeline", 0), ("pillow", 0), ("ratio", 3))))
+    return table
 
 
 def _milliseconds(row) -> str:
     return f"{1e3 * row['seconds']:.2f}"
 
 
-MEASUREMENTS = (twin_against_relu, training_over_time_steps, attention, deployed, input_pipeline)
+#: name: what measures, and its table.
+MEASUREMENTS = {
+    "twin_against_relu": (twin_against_relu, twin_table),
+    "training_over_time_steps": (training_over_time_steps, steps_table),
+    "attention": (attention, attention_table),
+    "deployed": (deployed, deployed_table),
+    "input_pipeline": (input_pipeline, pipeline_table),
+}
 
 
 def main(options: Bench) -> None:
@@ -289,10 +309,11 @@ def main(options: Bench) -> None:
         import_peer()
     console = Console()
     found = {"model": options.model, "batch_size": options.batch_size, "environment": environment()}
-    for take in track(MEASUREMENTS, "measuring", console=console):
-        found[take.__name__] = take(options)
-    for table in tables(found):
-        console.print(table)
+    for name in track(options.only or MEASUREMENTS, "measuring", console=console):
+        found[name] = MEASUREMENTS[name][0](options)
+    for name, (_, table) in MEASUREMENTS.items():
+        if found.get(name) is not None:
+            console.print(table(found, found[name]))
     if options.json is not None:
         write_whole(options.json, json.dumps(found, indent=1) + "\n")
 
