@@ -91,7 +91,8 @@ def test_every_neuron_has_a_forward_pass_and_finite_gradients_for_every_paramete
         assert np.isfinite(after).all() and np.all(after != before[path]), path
     spikes = [record.spikes.sum() for record in aux.values() if isinstance(record, NeuronRecord)]
     assert len(spikes) == 10
-    assert all(count > 0 for count in spikes)
+    # What relu sends are real numbers, no spikes: only the image has some.
+    assert all((count > 0) == (neuron != "relu" or i == 0) for i, count in enumerate(spikes))
 
 
 @pytest.mark.parametrize("neuron", ["expg", "lif"])
