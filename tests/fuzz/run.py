@@ -76,7 +76,10 @@ class Worker:
         answer = self.answer(self.patience)
         if answer is not None:
             return tuple(json.loads(answer))
-        status = self.process.poll()
+        try:
+            status = self.process.wait(1)
+        except subprocess.TimeoutExpired:
+            status = None
         self.close()
         return ("hang", f"after {self.patience:g} s") if status is None else ("died", f"with status {status}")
 

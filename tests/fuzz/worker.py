@@ -58,12 +58,18 @@ def read(file) -> str:
     return file.read().decode(errors="backslashreplace")
 
 
+#: A `Popen` that nobody holds waits for a child that has ended, and takes the status that `wait` asks for.
+_STARTED: list[subprocess.Popen] = []
+
+
 def start_cold(command, folder, out, err) -> int:
     """The command as a process of its own; returns its id."""
     words = [sys.executable, *command.words] if command.words[0].endswith(".py") else ["bash", *command.words]
     environ = {**os.environ, "JAX_PLATFORMS": "cpu"} | command.environ
-    return subprocess.Popen(words, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                            start_new_session=True).pid  # fmt: skip
+    process = subprocess.Popen(words, cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                               start_new_session=True)  # fmt: skip
+    _STARTED.append(process)
+    return process.pid
 
 
 def start_warm(command, folder, out, err) -> int:
