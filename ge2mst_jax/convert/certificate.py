@@ -7,6 +7,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from flax.errors import FlaxError
 
 from ge2mst_jax.checks import check_whole, one_line
@@ -73,6 +74,12 @@ def check_network(net: DeployedNet) -> None:
     Raises:
         CertificateError: names the first layer that fails.
     """
+    for path, array in traverse_util.flatten_dict(net.params, sep="/").items():
+        if np.asarray(array).dtype != np.int32:
+            name, _, key = path.rpartition("/")
+            raise CertificateError(
+                f"{name}: {key} is of dtype {np.asarray(array).dtype}: a deployed network holds integers, int32"
+            )
     try:
         aux = net.layers
     except (FlaxError, ValueError) as error:
@@ -100,8 +107,6 @@ def check_network(net: DeployedNet) -> None:
 
 
 def _check_array(name, key, array, fraction_bits) -> None:
-    if array.dtype != np.int32:
-        raise CertificateError(f"{name}: {key} holds {array.dtype} numbers: those of a deployed network are int32")
     if key == "threshold" and not ((array > 0) & (array % 2 == 0)).all():
         raise CertificateError(f"{name}: a threshold is not positive and even")
     if key == "shift" and array != fraction_bits:
