@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint as it would be deployed: fixed point, dense or spiking, every test image once.
+"""Evaluates a checkpoint as it would be deployed: integers, dense or spiking, every test image once.
 
     python experiments/evaluate.py CHECKPOINT [--execution dense|spiking] [--certify IMAGES]
 

@@ -4,7 +4,7 @@
 
 Trains `ge2mst_nano` on the handwritten digits that scikit-learn carries, deploys it in integers, proves on every
 test image that its dense and its spiking execution are equal bit for bit, counts its energy and writes
-`report.html`, `report.json`, pictures and a checkpoint into the run directory. Under 2 minutes on 2 CPU cores.
+`report.html`, `report.json`, pictures and a checkpoint into the run directory. About 2 minutes on 2 CPU cores.
 """
 
 import signals  # noqa: F401  # before all that takes time

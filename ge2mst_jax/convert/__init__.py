@@ -1,4 +1,4 @@
-"""Folding, rounding to fixed point, and the certificate."""
+"""Folding to integers, the certificate, the reference, networks on disk and exported."""
 
 from ge2mst_jax.convert.certificate import (
     Certificate,

@@ -1,4 +1,4 @@
-"""Deployment: fold BatchNorm and thresholds into weights, round to fixed point, refuse what cannot be converted."""
+"""Deployment: fold BatchNorm and thresholds into weights, make integers of them, refuse what cannot be converted."""
 
 import dataclasses
 import functools

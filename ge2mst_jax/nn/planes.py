@@ -20,13 +20,11 @@ import jax.numpy as jnp
 
 from ge2mst_jax.checks import check_choice
 from ge2mst_jax.nn.maps import by_taps, check_shapes, convolve
-from ge2mst_jax.nn.selftest import is_plain
+from ge2mst_jax.nn.selftest import EXACT, is_plain
 
 #: Bits of the sums of currents: int32's, or those of one float32 plane.
 CURRENT_BITS = (31, 24)
 BACKENDS = ("cpu", "gpu", "tpu")
-#: Up to here float32 holds every integer.
-EXACT = 2**24
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ge2mst_jax.nn.maps import convolve, output_size
 
+#: Up to here float32 holds every integer.
 EXACT = 2**24
 #: Images that are tried on a CPU, whose algorithm does not depend on their number; others try as many as will come.
 FEW = 2

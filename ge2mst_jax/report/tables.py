@@ -35,8 +35,10 @@ def summary_table(report: dict) -> Table:
 
 
 def add_drift(table: Table, certificate: dict) -> None:
-    """Rows on how far the deployed network is from the trained one."""
+    """Rows on how far the deployed network is from the trained one; none where it does not carry that one."""
     drift = certificate["drift"]
+    if drift is None:
+        return
     share = f"{100 * drift['share']:.4f} %"
     table.add_row("levels unlike the trained network's", f"{drift['levels_differing']:,} ({share})")
     table.add_row("images with none", f"{drift['images_equal']} of {drift['images']}")
