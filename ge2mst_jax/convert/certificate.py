@@ -13,7 +13,7 @@ from flax.errors import FlaxError
 from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert.deploy import DeployedNet, accuracy, check_labels, digest_of, forward
 from ge2mst_jax.convert.drift import Drift, measure_drift
-from ge2mst_jax.convert.fixed_point import current_bound, leaves, shared_currents
+from ge2mst_jax.convert.fixed_point import current_bound, guarded_sums_fit, leaves, shared_currents
 from ge2mst_jax.convert.reference import reference as run_reference
 from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.nn import NeuronRecord, SynapseRecord, check_images
@@ -95,6 +95,7 @@ def check_network(net: DeployedNet) -> None:
         for name in dict.fromkeys((*current.parts, *current.readers)):
             for key, array in leaves(net.params, name).items():
                 _check_array(name, key, np.asarray(array), current.fraction_bits)
+            _check_guard(name, aux[name], leaves(net.params, name), current.current_bits)
         bound = current_bound(current.parts, current.readers, aux, net.params, current.fraction_bits)
         if not bound < 2**current.current_bits:
             raise CertificateError(
@@ -111,6 +112,13 @@ def _check_array(name, key, array, fraction_bits) -> None:
         raise CertificateError(f"{name}: a threshold is not positive and even")
     if key == "shift" and array != fraction_bits:
         raise CertificateError(f"{name}: its counts are shifted by {array}, but its current has f = {fraction_bits}")
+
+
+def _check_guard(name, record, arrays, current_bits) -> None:
+    if "guard" in arrays:
+        guard = int(arrays["guard"])
+        if not guarded_sums_fit(np.asarray(arrays["kernel"], np.int64), guard, record, current_bits):
+            raise CertificateError(f"{name}: its sums, with {guard} guard bits, leave the words that hold them")
 
 
 @functools.partial(jax.jit, static_argnames=("dense", "spiking"))

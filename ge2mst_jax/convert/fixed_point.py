@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from ge2mst_jax.nn import AttentionRecord, NeuronRecord, SynapseRecord
+from ge2mst_jax.nn import MAX_GUARD_BITS, AttentionRecord, NeuronRecord, SynapseRecord, sums_fit
 
 #: Finer than this no weight needs to be.
 MAX_FRACTION_BITS = 30
@@ -23,7 +23,7 @@ class CurrentFormat:
         parts: names of the synaptic and attention layers whose outputs are summed.
         readers: names of the neuron layers that read a partial or whole sum (the head reads its own).
         fraction_bits: `f`.
-        bound: largest magnitude that any sum can reach, `Σ|W|·L + |b| + θ/2` (and `L·θ`), an integer.
+        bound: largest magnitude that any sum can reach, `⌊Σ|W|·L/2^g + ½⌋ + |b| + θ/2` (and `L·θ`), an integer.
         current_bits: the bound stays below `2^current_bits`.
     """
 
@@ -79,6 +79,8 @@ def current_bound(parts, readers, aux, params, fraction_bits: int = 0):
             weights = np.abs(arrays["kernel"])
             tokens = record.in_shape[0] * record.in_shape[1] if record.role == "head" else 1
             arriving = weights.reshape(-1, weights.shape[-1]).sum(0) * record.max_level * tokens
+            if "guard" in arrays:
+                arriving = (arriving + (1 << arrays["guard"] >> 1)) >> arrays["guard"]
             total = total + arriving + np.abs(arrays["bias"])
     bounds = [np.max(total)]
     for reader in readers:
@@ -104,12 +106,36 @@ def to_integers(values, fraction_bits: int, even: bool = False) -> np.ndarray:
     return scaled * 2 if even else scaled
 
 
-def integer_layers(parts, readers, aux, params, fraction_bits: int) -> dict[str, dict[str, np.ndarray]]:
+def guarded_sums_fit(kernel, guard: int, record: SynapseRecord, current_bits: int) -> bool:
+    """Whether a synapse's sums are exact with these weights (integers) of `guard` guard bits: see `nn.sums_fit`."""
+    sizes = np.abs(kernel).reshape(-1, kernel.shape[-1])
+    total, largest = int(sizes.sum(0).max()) * record.max_level, int(sizes.max())
+    depth_wise = record.groups == record.in_shape[-1] == record.out_shape[-1]
+    fan_in = None if depth_wise else int(np.prod(kernel.shape[:-1]))
+    return sums_fit(total, largest, fan_in, record.max_level, current_bits, guard)
+
+
+def integer_synapse(arrays, record: SynapseRecord, fraction_bits: int, current_bits: int) -> dict[str, np.ndarray]:
+    """A synapse's arrays as integers: its weights with as many guard bits as its sums leave room for.
+
+    The head has none: it is summed over tokens, and nothing fires at what it rounds.
+    """
+    made = {key: to_integers(value, fraction_bits) for key, value in arrays.items()}
+    if record.role == "head":
+        return made
+    for guard in range(MAX_GUARD_BITS, -1, -1):
+        kernel = to_integers(arrays["kernel"], fraction_bits + guard)
+        if not guard or guarded_sums_fit(kernel, guard, record, current_bits):
+            break
+    return made | {"kernel": kernel, "guard": np.array(guard)}
+
+
+def integer_layers(parts, readers, aux, params, fraction_bits: int, current_bits: int):
     """`{layer: {array: integers}}` of the synapses, attentions and thresholds of one shared current."""
     made = {}
     for part in parts:
         if isinstance(aux[part], SynapseRecord):
-            made[part] = {key: to_integers(value, fraction_bits) for key, value in leaves(params, part).items()}
+            made[part] = integer_synapse(leaves(params, part), aux[part], fraction_bits, current_bits)
         else:
             made[part] = {"shift": np.array(fraction_bits)}
     for reader in readers:
@@ -143,7 +169,7 @@ def choose_format(parts, readers, aux, params, current_bits: int) -> tuple[Curre
     estimate = current_bound(parts, readers, aux, params)
     start = min(MAX_FRACTION_BITS, current_bits - math.floor(math.log2(max(estimate, 1e-30))) + 1)
     for fraction_bits in range(start, -1, -1):
-        made = integer_layers(parts, readers, aux, params, fraction_bits)
+        made = integer_layers(parts, readers, aux, params, fraction_bits, current_bits)
         bound = current_bound(parts, readers, aux, nest(made), fraction_bits)
         if bound < 2**current_bits:
             for reader in readers:

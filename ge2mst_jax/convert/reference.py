@@ -95,7 +95,11 @@ class _Walk:
     def synapse(self, name, levels, features, size=1, stride=1, group_width=None):
         width = group_width or levels.shape[-1]
         kernel = self.array(name, "kernel", (size, size, width, features))
-        return inside(name, convolve(name, levels, kernel, stride) + self.array(name, "bias", (features,)))
+        guard = self.array(name, "guard", ())
+        if not 0 <= guard <= 8:
+            raise ValueError(f"{name}: guard is {guard}: it must be 0 to 8")
+        sums = inside(name, rounded(convolve(levels, kernel, stride), guard))
+        return inside(name, sums + self.array(name, "bias", (features,)))
 
     def head(self, name, levels):
         kernel = self.array(name, "kernel", (levels.shape[-1], self.model.num_classes))
@@ -181,13 +185,22 @@ def fire(name: str, current: np.ndarray, threshold, code: str) -> tuple[np.ndarr
     return levels, np.stack(train)
 
 
-def convolve(name: str, levels: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+def rounded(sums: np.ndarray, guard: int) -> np.ndarray:
+    """`⌊sum/2^g + ½⌋`: whole sums of weights with `g` guard bits, to the bits of their current, halves upwards.
+
+    >>> rounded(np.array([-6, -5, 5, 6, 7]), 2).tolist()
+    [-1, -1, 1, 2, 2]
+    """
+    return (2 * sums + (1 << guard)) >> (guard + 1)
+
+
+def convolve(levels: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
     """A convolution, zeros around the grid: `out_ij = Σ_ab n[s·i + a - k//2, s·j + b - k//2] W_ab`.
 
     `levels` are `n [H, W, Cin]`, `kernel` is `W [k, k, Cin/groups, Cout]`, `k` odd, `stride` is `s`; group `g` of the
     channels that send reaches group `g` of those that receive. Returns `[⌈H/s⌉, ⌈W/s⌉, Cout]`.
 
-    >>> convolve("conv", np.array([[[1], [2], [3]]]), np.ones((3, 3, 1, 1), np.int64), 2).ravel()
+    >>> convolve(np.array([[[1], [2], [3]]]), np.ones((3, 3, 1, 1), np.int64), 2).ravel()
     array([3, 5])
     """
     height, columns, channels = levels.shape
@@ -200,7 +213,6 @@ def convolve(name: str, levels: np.ndarray, kernel: np.ndarray, stride: int) -> 
         for g in range(groups):
             sender, receiver = (slice(g * n, (g + 1) * n) for n in (width, features // groups))
             sums[..., receiver] += tap[..., sender] @ kernel[a, b, :, receiver]
-        inside(name, sums)
     return sums
 
 

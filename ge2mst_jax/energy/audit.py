@@ -203,7 +203,7 @@ def live_equations(jaxpr):
 
 def kinds_of(params):
     """Kinds of a deployed network's parameters: real, but for the places of its shifts, which its formats fix."""
-    return jax.tree.map_with_path(lambda path, _: "places" if path[-1].key == "shift" else "real", params)
+    return jax.tree.map_with_path(lambda path, _: "places" if path[-1].key in ("shift", "guard") else "real", params)
 
 
 def list_products(function, arguments, kinds) -> list[Product]:

@@ -12,7 +12,7 @@ from ge2mst_jax.nn.blocks import (
 from ge2mst_jax.nn.images import check_images, in_range, pixels, refuse_others
 from ge2mst_jax.nn.layers import Attention, Head, Neuron, Synapse
 from ge2mst_jax.nn.maps import conv2d, fan_out, output_size
-from ge2mst_jax.nn.planes import Arithmetic, integer_conv
+from ge2mst_jax.nn.planes import MAX_GUARD_BITS, Arithmetic, integer_conv, integer_sums, sums_fit
 from ge2mst_jax.nn.wire import (
     CAPTURES,
     DTYPES,
@@ -32,6 +32,7 @@ __all__ = [
     "EXECUTIONS",
     "GWSSA",
     "INPUT_CODES",
+    "MAX_GUARD_BITS",
     "NEURONS",
     "Arithmetic",
     "Attention",
@@ -54,7 +55,9 @@ __all__ = [
     "fan_out",
     "in_range",
     "integer_conv",
+    "integer_sums",
     "output_size",
     "pixels",
     "refuse_others",
+    "sums_fit",
 ]

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from ge2mst_jax.nn.attention import AttentionLayer, attention_counts
 from ge2mst_jax.nn.neuron import NeuronLayer
-from ge2mst_jax.nn.planes import EXACT, integer_conv
+from ge2mst_jax.nn.planes import EXACT, integer_conv, integer_sums
 from ge2mst_jax.nn.synapse import HeadLayer, SynapseLayer, summed_over_tokens
 from ge2mst_jax.nn.wire import Signal
 from ge2mst_jax.spiking import align, expg_fire, ladder_levels
@@ -22,15 +22,15 @@ class Neuron(NeuronLayer):
 
 
 class Synapse(SynapseLayer):
-    __doc__ = "`y = conv(n, W) + b`, in int32. " + SynapseLayer.__doc__
+    __doc__ = "`y = ⌊conv(n, W)/2^g + ½⌋ + b`, in int32; `W` has `g` guard bits. " + SynapseLayer.__doc__
 
     def convolve(self, signal, kernel, train, unit):
-        """The convolution in planes, and the bias."""
+        """The convolution in planes, whole before it is rounded, and the bias."""
 
         def linear_map(x):
-            return integer_conv(x, kernel, self.stride, signal.code.max_level, self.wire.arithmetic)
+            return integer_sums(x, kernel, self.stride, signal.code.max_level, self.wire.arithmetic)
 
-        current = signal.integrate(linear_map)
+        current = signal.integrate(linear_map).rounded(self.get_variable("params", "guard"))  # `convert` makes it
         return current + align(self.get_variable("params", "bias"), current)
 
 

@@ -7,6 +7,11 @@ is a number that float32 holds; the planes are added up in int32, by shifts. Wha
 - TPU, GPU: bfloat16 operands, added up in float32. Levels up to 255 and weights of 8 bits and a sign are bfloat16
   numbers, so that a pass of the matrix unit multiplies them exactly.
 
+The lowest plane has room for more bits than int32 has left, and they are used: weights have `g` guard bits below the
+`2^-f` of their current, the lowest plane's sums are a word of their own, and the whole sum, complete over kernel taps,
+channels and time, is rounded to `2^-f` once: `⌊Σ W n / 2^g + ½⌋`. What is rounded is exact, so it is the same in any
+order. Without them a weight's rounding error is multiplied by the levels that meet it, up to 255 in the stem.
+
 The backend's convolution may be another algorithm than a sum of products (Winograd, FFT), and then it rounds. Whether
 it is one is found out by trying it (`selftest.py`); if it is not, or cannot be tried (the backend is not here, or the
 program is exported), the map is computed by kernel taps, one matrix product each.
@@ -17,6 +22,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from ge2mst_jax.checks import check_choice
 from ge2mst_jax.nn.maps import by_taps, check_shapes, convolve
@@ -25,6 +31,9 @@ from ge2mst_jax.nn.selftest import EXACT, is_plain
 #: Bits of the sums of currents: int32's, or those of one float32 plane.
 CURRENT_BITS = (31, 24)
 BACKENDS = ("cpu", "gpu", "tpu")
+OPERAND_TYPES = ("float32", "bfloat16")
+#: As many as the narrowest low plane holds.
+MAX_GUARD_BITS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +119,58 @@ def cut(weights, planes: int, bits: int):
     return [*made, weights]
 
 
+def sums_fit(total: int, largest: int, fan_in: int | None, max_level: int, current_bits: int, guard: int) -> bool:
+    """Whether the words of every backend hold the sums of a layer whose weights have `guard` guard bits.
+
+    Args:
+        total: `Σ|W|·L`, of the output where it is largest.
+        largest: of the weights' magnitudes.
+        fan_in: weights of one output; none of a depth-wise map, which is added up in one word of int32.
+        max_level, current_bits: as of `plane_widths`.
+        guard: `g`.
+
+    >>> sums_fit(2**31, 2**24, 9 * 128, 6, 31, 5), sums_fit(2**37, 2**24, 9 * 128, 6, 31, 5)
+    (True, False)
+    """
+    if not 0 <= guard <= MAX_GUARD_BITS or largest >= 2**31:
+        return False
+    if fan_in is None:
+        return total + 2**guard < 2**31
+    return all(_words_hold(total, largest, fan_in, max_level, current_bits, guard, t) for t in OPERAND_TYPES)
+
+
+def _words_hold(total, largest, fan_in, max_level, current_bits, guard, operand_type) -> bool:
+    planes, bits = plane_widths(fan_in, max_level, current_bits, operand_type)
+    rounding = 1 if planes > 1 else 0  # of each weight, less than one
+    unit = 2 ** ((planes - 1) * bits)  # of the uppermost plane
+    fits = total + rounding * fan_in * max_level * unit <= EXACT * unit
+    if operand_type == "bfloat16":
+        fits = fits and largest <= (256 - rounding) * unit
+    # The upper word is added up modulo 2^32, as int32 is: what it is part of fits.
+    return fits and (planes == 1 or guard <= bits)
+
+
+@struct.dataclass
+class Sums:
+    """Exact sums `low + 2^bits·high`, in two words of int32 (one where `high` is none). Linear: such sums add up.
+
+    >>> Sums(jnp.array([6]), jnp.array([5]), 3).rounded(2)
+    Array([12], dtype=int32)
+    """
+
+    low: jax.Array
+    high: jax.Array | None
+    bits: int = struct.field(pytree_node=False)
+
+    def rounded(self, guard=None):
+        """`⌊sum/2^g + ½⌋` int32, halves upwards; the sum itself where no guard is given."""
+        if guard is None:
+            return self.low if self.high is None else self.low + jnp.left_shift(self.high, self.bits)
+        half = jnp.right_shift(jnp.left_shift(1, guard), 1)
+        low = jnp.right_shift(self.low + half, guard)
+        return low if self.high is None else low + jnp.left_shift(self.high, self.bits - guard)
+
+
 def integer_conv(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic):
     """2-D convolution of levels or spikes with integer weights, exact, as `conv2d` with `k//2` zeros of padding.
 
@@ -130,25 +191,37 @@ def integer_conv(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic)
     >>> integer_conv(x, kernel, 1, 6, Arithmetic()).ravel().tolist()
     [370370367, 617283945]
     """
+    return integer_sums(x, kernel, stride, max_level, arithmetic).rounded()
+
+
+def integer_sums(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic) -> Sums:
+    """`integer_conv` before its words are put together; weights may have guard bits, as `sums_fit` allows.
+
+    Args, Raises: as `integer_conv`.
+
+    Returns:
+        `Sums` of `[B, H', W', C_out]`.
+    """
     groups = check_shapes(x, kernel, stride)
     if kernel.dtype != jnp.int32:
         raise ValueError(f"weights of type {kernel.dtype}: those of a deployed network are int32; deploy makes them")
     if groups == x.shape[-1] == kernel.shape[-1]:
-        return by_taps(x.astype(jnp.int32), kernel, stride)
+        return Sums(by_taps(x.astype(jnp.int32), kernel, stride), None, 0)
     backend = arithmetic.backend or jax.default_backend()
     operand_type = arithmetic.operand_type(backend)
     fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
     planes, bits = plane_widths(fan_in, max_level, arithmetic.current_bits, operand_type)
     of_group = zip(jnp.split(x.astype(operand_type), groups, -1), jnp.split(kernel, groups, -1), strict=True)
-    summed = []
+    words = []
     for arriving, weights in of_group:
-        total = None
-        for p, plane in enumerate(cut(weights, planes, bits)):
-            plane = plane.astype(operand_type)
-            part = _sum_of_products(arriving, plane, stride, max_level, backend).astype(jnp.int32)
-            total = part if total is None else total + jnp.left_shift(part, p * bits)
-        summed.append(total)
-    return jnp.concatenate(summed, -1) if groups > 1 else summed[0]
+        low, *upper = (
+            _sum_of_products(arriving, plane.astype(operand_type), stride, max_level, backend).astype(jnp.int32)
+            for plane in cut(weights, planes, bits)
+        )
+        shifted = [jnp.left_shift(part, p * bits) if p else part for p, part in enumerate(upper)]
+        words.append((low, sum(shifted[1:], shifted[0])) if upper else (low,))
+    low, *high = (jnp.concatenate(parts, -1) if groups > 1 else parts[0] for parts in zip(*words, strict=True))
+    return Sums(low, high[0] if high else None, bits)
 
 
 def _sum_of_products(x, weights, stride, max_level, backend):

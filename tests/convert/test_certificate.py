@@ -291,6 +291,24 @@ def test_current_out_of_bounds_is_found(net):
         check_network(bad)
 
 
+@pytest.mark.parametrize("guard", [-1, 9])
+def test_guard_bits_that_no_word_holds_are_found(net, guard):
+    bad = edited(net, f"{CONV}/guard", lambda a: np.int32(guard))
+    with pytest.raises(CertificateError, match=f"{CONV}: its sums, with {guard} guard bits, leave the words"):
+        check_network(bad)
+
+
+def test_weights_whose_sums_leave_their_words_are_found(model, variables):
+    # What is rounded is the same as before: the words of the sum are what these weights leave.
+    net = deploy(model, variables, SHAPE, current_bits=24)
+    bad = edited(net, f"{CONV}/kernel", lambda a: a << np.int32(4))
+    bad = edited(bad, f"{CONV}/guard", lambda a: np.int32(a + 4))
+    with pytest.raises(
+        CertificateError, match=rf"{CONV}: its sums, with \d guard bits, leave the words that hold them"
+    ):
+        check_network(bad)
+
+
 def test_edited_formats_are_found(net):
     with pytest.raises(CertificateError, match="formats"):
         check_network(dataclasses.replace(net, formats=net.formats[:-1]))

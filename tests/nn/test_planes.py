@@ -10,9 +10,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_maps import KINDS, slow_conv
 
-from ge2mst_jax.nn import Arithmetic, integer_conv, planes, selftest
+from ge2mst_jax.nn import Arithmetic, integer_conv, integer_sums, planes, selftest, sums_fit
 from ge2mst_jax.nn.maps import by_taps, convolve
 from ge2mst_jax.nn.planes import EXACT, cut, plane_widths
+from ge2mst_jax.spiking import SpikeCode, expg_charge
 
 ARITHMETICS = [Arithmetic(bits, backend) for bits in (31, 24) for backend in (None, "tpu")]
 compiled = jax.jit(integer_conv, static_argnums=(2, 3, 4))
@@ -135,6 +136,70 @@ def test_planes_add_up_to_the_same_in_any_order_of_channels(order):
     np.testing.assert_array_equal(
         integer_conv(jnp.asarray(x[..., rows]), kernel[:, :, rows], 1, 6, Arithmetic()), expected
     )
+
+
+# --- guard bits -------------------------------------------------------------------------------------------------------
+
+
+def largest_that_fits(fan_in, max_level, current_bits, guard):
+    """The largest `Σ|W|·L` with that many guard bits, of weights of one size, and that size."""
+    low, high = 0, 2**31
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = sums_fit(middle * (fan_in or 9) * max_level, middle, fan_in, max_level, current_bits, guard)
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS, ids=str)
+@pytest.mark.parametrize("guard", [0, 3, 8])
+@pytest.mark.parametrize("kind", ["dense", "grouped", "depth_wise", "1x1", "stem_7x7_stride_4"])
+def test_sums_with_guard_bits_are_rounded_once_and_exactly(kind, guard, arithmetic):
+    """Weights so large that the words are full, of both signs: what comes out is rounded from the whole sum."""
+    channels, size, fan_in, features, stride, grid = KINDS[kind]
+    random, max_level = np.random.default_rng(guard), 6
+    words = None if kind == "depth_wise" else size * size * fan_in
+    most = largest_that_fits(words, max_level, arithmetic.current_bits, guard)
+    most = min(most, (2**31 - 1 << guard) // (max_level * size * size * fan_in))  # and what is rounded, int32
+    kernel = random.integers(-most, most + 1, (size, size, fan_in, features))
+    kernel[..., 0], kernel[..., -1] = most, -most
+    x = random.integers(0, max_level + 1, (3, *grid, channels))
+    x[0] = max_level
+    expected = (2 * slow_conv(x, kernel, stride).astype(np.int64) + 2**guard) >> (guard + 1)
+    assert np.abs(expected).max() < 2**31
+
+    def found(x, kernel, guard):
+        return integer_sums(x, kernel, stride, max_level, arithmetic).rounded(guard)
+
+    rounded = jax.jit(found)(jnp.asarray(x, jnp.int32), jnp.asarray(kernel, jnp.int32), jnp.int32(guard))
+    np.testing.assert_array_equal(np.asarray(rounded, np.int64), expected)
+
+
+@pytest.mark.parametrize("guard", [0, 3, 8])
+def test_sums_of_steps_are_rounded_after_time_has_passed(guard):
+    code = SpikeCode.parse("2x2")
+    kernel = np.random.default_rng(0).integers(-(2**24), 2**24, (3, 3, 4, 5))
+    levels = np.random.default_rng(1).integers(0, 7, (2, 4, 4, 4))
+    spikes = code.encode(jnp.asarray(levels))
+
+    def linear_map(x):
+        return integer_sums(x, jnp.asarray(kernel, jnp.int32), 1, 6, Arithmetic())
+
+    expected = (2 * slow_conv(levels, kernel, 1).astype(np.int64) + 2**guard) >> (guard + 1)
+    np.testing.assert_array_equal(expg_charge(linear_map, spikes, code).rounded(jnp.int32(guard)), expected)
+
+
+def test_as_many_guard_bits_as_words_hold():
+    for total, largest, fan_in, bits, guard in (
+        (2**36 - 2**25, 2**20, 9 * 128, 31, 8),  # two planes of 24 and 12 bits
+        (2**24, 2**20, 9 * 128, 24, 8),  # one plane
+        (2**31 - 2**8 - 1, 2**20, None, 31, 8),  # one word
+    ):
+        assert sums_fit(total, largest, fan_in, 6, bits, guard)
+        assert not sums_fit(total * 2, largest, fan_in, 6, bits, guard)
+    assert not sums_fit(1, 1, 9, 6, 31, 9)
+    assert not sums_fit(1, 1, 9, 6, 31, -1)
+    assert not sums_fit(1, 2**31, 9, 6, 31, 0)
 
 
 # --- the self-test ----------------------------------------------------------------------------------------------------
