@@ -27,6 +27,7 @@ from flax import struct
 from ge2mst_jax.checks import check_choice
 from ge2mst_jax.nn.maps import by_taps, check_shapes, convolve
 from ge2mst_jax.nn.selftest import EXACT, is_plain
+from ge2mst_jax.spiking.codes import MAX_LEVEL
 
 #: Bits of the sums of currents: int32's, or those of one float32 plane.
 CURRENT_BITS = (31, 24)
@@ -63,7 +64,7 @@ class Arithmetic:
 
 
 @functools.cache
-def plane_widths(fan_in: int, max_level: int, current_bits: int, operand_type: str) -> tuple[int, int]:
+def plane_widths(fan_in: int, max_level: int, sum_bits: int, operand_type: str) -> tuple[int, int]:
     """`(planes, bits)`: how many planes, each but the uppermost with balanced digits of so many bits.
 
     A low plane's digits reach `2^(bits-1)`, the uppermost plane holds what is left. As few planes as keep every
@@ -72,7 +73,7 @@ def plane_widths(fan_in: int, max_level: int, current_bits: int, operand_type: s
     Args:
         fan_in: weights of one output.
         max_level: `L` of what arrives.
-        current_bits: `Σ|W|·L` stays below `2^current_bits`.
+        sum_bits: `Σ|W|·L` stays below `2^sum_bits`.
         operand_type: `"float32"` or `"bfloat16"`.
 
     Raises:
@@ -92,16 +93,28 @@ def plane_widths(fan_in: int, max_level: int, current_bits: int, operand_type: s
             "use fewer channels or levels"
         )
     planes = 1
-    while not _uppermost_fits(planes - 1, bits, fan_in, max_level, current_bits, operand_type):
+    while not _uppermost_fits(planes - 1, bits, fan_in, max_level, sum_bits, operand_type):
         planes += 1
     return planes, bits
 
 
-def _uppermost_fits(low_planes, bits, fan_in, max_level, current_bits, operand_type) -> bool:
+def sum_bits(max_level: int, current_bits: int) -> int:
+    """Bits of the sums that a layer's planes hold: its current's, and all guard bits where pixels arrive.
+
+    A weight's rounding error is multiplied by what arrives. Up to 255 and once a network, that is worth another plane;
+    everywhere else the planes that there are have room.
+
+    >>> sum_bits(255, 31), sum_bits(6, 31)
+    (39, 31)
+    """
+    return current_bits + (MAX_GUARD_BITS if max_level == MAX_LEVEL else 0)
+
+
+def _uppermost_fits(low_planes, bits, fan_in, max_level, sum_bits, operand_type) -> bool:
     cut_off = low_planes * bits
     rounding = 1 if low_planes else 0  # of each weight, less than one
-    fits = 2**current_bits / 2**cut_off + rounding * fan_in * max_level <= EXACT
-    return fits and (operand_type == "float32" or 2**current_bits / max_level / 2**cut_off + rounding <= 256)
+    fits = 2**sum_bits / 2**cut_off + rounding * fan_in * max_level <= EXACT
+    return fits and (operand_type == "float32" or 2**sum_bits / max_level / 2**cut_off + rounding <= 256)
 
 
 def cut(weights, planes: int, bits: int):
@@ -140,7 +153,7 @@ def sums_fit(total: int, largest: int, fan_in: int | None, max_level: int, curre
 
 
 def _words_hold(total, largest, fan_in, max_level, current_bits, guard, operand_type) -> bool:
-    planes, bits = plane_widths(fan_in, max_level, current_bits, operand_type)
+    planes, bits = plane_widths(fan_in, max_level, sum_bits(max_level, current_bits), operand_type)
     rounding = 1 if planes > 1 else 0  # of each weight, less than one
     unit = 2 ** ((planes - 1) * bits)  # of the uppermost plane
     fits = total + rounding * fan_in * max_level * unit <= EXACT * unit
@@ -210,7 +223,7 @@ def integer_sums(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic)
     backend = arithmetic.backend or jax.default_backend()
     operand_type = arithmetic.operand_type(backend)
     fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
-    planes, bits = plane_widths(fan_in, max_level, arithmetic.current_bits, operand_type)
+    planes, bits = plane_widths(fan_in, max_level, sum_bits(max_level, arithmetic.current_bits), operand_type)
     of_group = zip(jnp.split(x.astype(operand_type), groups, -1), jnp.split(kernel, groups, -1), strict=True)
     words = []
     for arriving, weights in of_group:
