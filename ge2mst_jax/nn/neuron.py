@@ -49,7 +49,7 @@ def record(signal: Signal, activity, wire: Wire, current: Current | None) -> Neu
     elif code is None:
         spikes = jnp.zeros_like(signal.data)
     else:
-        spikes = code.encode(jax.lax.stop_gradient(signal.data)).sum(0)
+        spikes = code.count(jax.lax.stop_gradient(signal.data))
     spikes = jnp.sum(spikes.astype(jnp.int32), -1)  # [B, H, W]
     captured = wire.capture == "levels"
     levels = code.decode(signal.data) if timed and code is not None else signal.data

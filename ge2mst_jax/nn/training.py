@@ -4,15 +4,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.nn.attention import AttentionLayer, attention_counts, unit_of
+from ge2mst_jax.nn.attention import AttentionLayer, attention_current, counts_of, unit_of
+from ge2mst_jax.nn.kept import of_levels
 from ge2mst_jax.nn.maps import conv2d
 from ge2mst_jax.nn.neuron import NeuronLayer
+from ge2mst_jax.nn.norm import EPSILON, BatchNorm
 from ge2mst_jax.nn.synapse import HeadLayer, SynapseLayer, summed_over_tokens, tokens_of
 from ge2mst_jax.nn.wire import Signal
 from ge2mst_jax.spiking import (
     align,
     expg_spike_count,
-    expg_twin,
+    expg_twin_kept,
     if_params,
     lif_fire,
     lif_params,
@@ -52,12 +54,14 @@ class Neuron(NeuronLayer):
         raw = self.param("raw", nn.initializers.constant(first), (self.heads,) if self.heads > 1 else ())
         threshold = nn.softplus(raw)
         firing = jnp.repeat(threshold, current.shape[-1] // self.heads) if self.heads > 1 else threshold
-        twin = expg_twin if self.wire.neuron == "expg" else qcfs_twin
-        levels = twin(current, firing, code, self.wire.dtype)
+        if self.wire.neuron == "expg":
+            levels, kept = expg_twin_kept(current, firing, code, self.wire.dtype)
+        else:
+            levels, kept = qcfs_twin(current, firing, code, self.wire.dtype), None
         activity = jnp.sum(expg_spike_count(current, firing, code), (1, 2, 3))
         if folding(self):
             self.put_variable("deployed", "threshold", firing if unit is None else firing / unit)
-        return Signal(levels, threshold, code, "levels", name), activity
+        return Signal(levels, threshold, code, "levels", name, kept), activity
 
     def _stepped(self, current, name):
         value = current.value
@@ -78,12 +82,16 @@ class Synapse(SynapseLayer):
     def convolve(self, signal, kernel, train, unit):
         """The normalised convolution. Folded: `W' = W·γ/σ`, `b' = β - μγ/σ`, in units of `unit` where given."""
         weights = kernel.astype(self.wire.dtype)
-        current = signal.integrate(lambda x: conv2d(x.astype(weights.dtype), weights, self.stride))
-        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
-        normalised = norm(current.reshape(-1, *current.shape[-3:])).reshape(current.shape)
+
+        def convolved(levels, weights):
+            return conv2d(levels[0].astype(weights.dtype), weights, self.stride)
+
+        current = signal.integrate(lambda x: of_levels(convolved, (signal.replace(data=x),), weights))
+        norm = BatchNorm(name="norm")
+        normalised = norm(current, train)
         if folding(self):
             params, stats = norm.variables["params"], norm.variables["batch_stats"]
-            gain = params["scale"] / jnp.sqrt(stats["var"] + norm.epsilon)
+            gain = params["scale"] / jnp.sqrt(stats["var"] + EPSILON)
             folded = {
                 "kernel": weights.astype(jnp.float32) * align(gain, kernel),  # the weights that were multiplied
                 "bias": params["bias"] - stats["mean"] * gain,
@@ -112,6 +120,10 @@ class Attention(AttentionLayer):
 
     def attend(self, q, k, v):
         """`(Current, unit, aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
-        counts, aux = attention_counts(q, k, v, self)
+
+        def counted(levels):
+            return counts_of(*(s.replace(data=x) for s, x in zip((q, k, v), levels, strict=True)), self)
+
+        counts, aux = attention_current(q, k, v, self, of_levels(counted, (q, k, v)))
         unit = unit_of(q, k, v, self.heads, self.scales)
         return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux

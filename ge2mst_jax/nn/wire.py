@@ -103,6 +103,7 @@ class Signal:
     code: SpikeCode | None = struct.field(pytree_node=False)  # None: real numbers (the ANN reference)
     form: str = struct.field(pytree_node=False)
     source: str = struct.field(pytree_node=False)  # the neuron layer that sent it
+    kept: jax.Array | None = None  # levels as a backward pass keeps them; see `spiking.expg_twin_kept`
 
     def integrate(self, linear_map, rest=None):
         """Applies a linear map `[N, ...] -> [N, ...]`: once to levels, step by step to spikes.
@@ -142,6 +143,11 @@ class Signal:
         if self.code is not None:
             return self.code.num_steps
         return self.data.shape[0] if self.form == "steps" else 0
+
+    @property
+    def real(self) -> bool:
+        """Whether it carries real numbers, as the ANN reference does."""
+        return self.code is None and self.form != "steps"
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import functools
 import itertools
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -199,6 +200,33 @@ class SpikeCode:
             left, fired = left - weight * spike, fired + spike
             spikes.append(spike)
         return jnp.stack(spikes).astype(dtype)
+
+    def count(self, levels):
+        """Spikes that encode each level, `Σ_t s_t`; at one cost whatever `T`, but for codes with a cap or shifts.
+
+        Greedy encoding fills a group before the next one gets anything, and a group's spikes are the binary digits of
+        what it gets: `K·⌊n/(2^K - 1)⌋`, and as many as the remainder has ones.
+
+        Args:
+            levels: integers as in `encode`.
+
+        Returns:
+            `[...]`, in the dtype of `levels`; no gradient passes.
+
+        Raises:
+            ValueError: no numbers.
+
+        >>> SpikeCode.parse("2x2").count(jnp.arange(7))
+        Array([0, 1, 1, 2, 3, 3, 4], dtype=int32)
+        """
+        levels = as_numbers("levels", levels)
+        if self.cap is not None or self.shifts:
+            return self.encode(levels).sum(0).astype(levels.dtype)
+        whole = jnp.clip(levels, 0, self.max_level).astype(jnp.int32)
+        full = 2**self.steps_per_group - 1
+        filled = jax.lax.div(whole, jnp.full_like(whole, full))
+        count = self.steps_per_group * filled + jax.lax.population_count(whole - full * filled)
+        return count.astype(levels.dtype)
 
     def decode(self, spikes):
         """Levels of a spike train, `n = Σ_t w_t s_t`.

@@ -143,6 +143,60 @@ def expg_twin(current, threshold, code: SpikeCode, dtype=None):
     return _levels(_expg, current, threshold, code, dtype)
 
 
+def expg_twin_kept(current, threshold, code: SpikeCode, dtype=None):
+    """`expg_twin`, and what its backward pass keeps: one byte a neuron, in which the levels can be read again.
+
+    The byte is `n`, plus 128 where the current lies outside `[0, θL]` (below it where `n` is 0); two bytes for codes
+    of more than 127 levels. Layers that get the levels may keep the same bytes (`kept_levels` reads them), so that a
+    network in training holds one byte a neuron where an ANN holds a float. Reverse mode only.
+
+    Args, Raises: as `expg_twin`.
+
+    Returns:
+        `(levels, bytes)`, the bytes uint8 or uint16.
+
+    >>> levels, kept = expg_twin_kept(jnp.array([-1.0, 0.5, 2.4, 99.0]), 1.0, SpikeCode.parse("2x2"))
+    >>> kept, kept_levels(kept)
+    (Array([128,   1,   2, 134], dtype=uint8), Array([0, 1, 2, 6], dtype=uint8))
+    """
+    code = SpikeCode.of(code)
+    current, theta, own = operands(current, threshold, code.max_level)
+    levels, kept = _in_bytes(current, theta, code)
+    return levels.astype(own if dtype is None else dtype), kept
+
+
+def kept_levels(kept):
+    """The levels in what `expg_twin_kept` keeps; uint8 levels are themselves."""
+    return kept & (0xFF if kept.dtype == jnp.uint16 else 0x7F)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _in_bytes(current, theta, code):
+    levels = _staircase(current, theta, code)
+    current, theta = meant(current, theta, code.max_level)
+    outside = (current < 0) | (current > theta * code.max_level)
+    kind, mark = (jnp.uint8, 128) if code.max_level < 128 else (jnp.uint16, 256)
+    return levels, levels.astype(kind) + mark * outside.astype(kind)
+
+
+def _in_bytes_forward(current, theta, code):
+    levels, kept = _in_bytes(current, theta, code)
+    return (levels, kept), (kept, theta)
+
+
+def _in_bytes_backward(code, saved, gradients):
+    (kept, theta), gradient = jax.lax.optimization_barrier((saved, gradients[0]))
+    theta = meant(jnp.ones_like(theta), theta, code.max_level)[1]
+    outside = kept > (255 if kept.dtype == jnp.uint16 else 127)
+    above = outside & (kept_levels(kept) > 0)
+    moved = jnp.where(above, code.max_level * gradient, 0)
+    broadcast = tuple(axis for axis, side in enumerate(theta.shape) if side == 1)
+    return jnp.where(outside, 0, gradient) / theta, jnp.sum(moved, broadcast, keepdims=True) / theta
+
+
+_in_bytes.defvjp(_in_bytes_forward, _in_bytes_backward)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _value(current, theta, levels, code):
     return meant(current, theta, code.max_level)[1] * levels
@@ -216,7 +270,7 @@ def sfa_twin(current, code: SpikeCode, dtype=None):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _spike_count(current, theta, code):
-    return code.encode(_staircase(current, theta, code)).sum(0)
+    return code.count(_staircase(current, theta, code))
 
 
 @_spike_count.defjvp

@@ -53,6 +53,15 @@ class Setup:
         }
 
 
+def compiler_options(mesh) -> dict | None:
+    """For the train step: XLA drops optimization barriers on CPUs and then keeps what was to be computed anew.
+
+    Other backends honour them as they are.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
+
+
 def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, mesh=None) -> Setup:
     """Puts a run together; nothing is computed yet.
 
@@ -85,13 +94,16 @@ def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, me
     shapes = jax.eval_shape(init)
     shardings = infer_shardings(shapes, mesh, fsdp_min_elements=config.fsdp_min_elements)
     abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)
+    # What no one asks for is not counted.
+    counting = model.clone(capture="none" if config.spike_budget is None else "counts")
     step = functools.partial(
-        train_step, model=model, optimizer=optimizer, schedule=learning_rate(config, examples), config=config
+        train_step, model=counting, optimizer=optimizer, schedule=learning_rate(config, examples), config=config
     )
     compiled = jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=(0,),
+        compiler_options=compiler_options(mesh),
     )
     return Setup(config, model, mesh, image_shape, abstract, jax.jit(init, out_shardings=shardings), compiled)

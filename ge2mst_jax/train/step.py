@@ -84,10 +84,11 @@ def loss_function(params, batch_stats, budget, images, targets, key, model, conf
         rngs={"dropout": key} if config.drop_path else None,
     )
     smoothed = optax.smooth_labels(targets, config.label_smoothing)
-    loss, rate = jnp.mean(optax.softmax_cross_entropy(logits, smoothed)), spike_rate(aux)
+    loss = jnp.mean(optax.softmax_cross_entropy(logits, smoothed))
     right = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
-    metrics = {"loss": loss, "accuracy": jnp.mean(right), "spikes_per_neuron": rate}
+    metrics = {"loss": loss, "accuracy": jnp.mean(right)}
     if config.spike_budget is not None:
+        metrics["spikes_per_neuron"] = rate = spike_rate(aux)
         metrics["penalty"] = penalty(budget, config.spike_budget, config.budget_gain)
         loss = loss + metrics["penalty"] * rate
     return loss, (updates["batch_stats"], metrics)
@@ -124,8 +125,9 @@ def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, con
         model, optimizer, schedule, config: static.
 
     Returns:
-        The next state and metrics, float32 scalars: `loss`, `accuracy`, `spikes_per_neuron`, `gradient_norm`,
-        `learning_rate`, and `penalty` where there is a budget.
+        The next state and metrics, float32 scalars: `loss`, `accuracy`, `gradient_norm`, `learning_rate`, and, where
+        there is a budget, `penalty` and `spikes_per_neuron`: a step counts spikes only for what acts on them
+        (evaluation counts them in any case).
     """
     augment_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, targets = augment(augment_key, batch["image"], batch["label"], model.num_classes, config.augment)

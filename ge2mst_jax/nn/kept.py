@@ -1,0 +1,50 @@
+"""What the backward pass keeps of levels: a byte of each, not a float."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ge2mst_jax.spiking import kept_levels
+
+
+def of_levels(function, signals, *operands):
+    """`function(levels, *operands)`, of which the backward pass keeps the levels in a byte each.
+
+    Args:
+        function: of a tuple of arrays and the operands; differentiated, where that needs its value computed anew.
+        signals: what sends the levels, integers `0..255`; real numbers (the ANN reference) are kept as they are.
+        operands: kept as they are.
+
+    >>> from ge2mst_jax.nn.wire import Signal
+    >>> def loss(n, w):
+    ...     return of_levels(lambda levels, w: jnp.dot(*levels, w), (Signal(n, None, "2x2", "levels", "n"),), w)
+    >>> jax.grad(loss, (0, 1))(jnp.array([1.0, 3.0]), jnp.array([0.5, 2.0]))
+    (Array([0.5, 2. ], dtype=float32), Array([1., 3.], dtype=float32))
+    """
+    levels = tuple(signal.data for signal in signals)
+    if any(signal.real for signal in signals):
+        return function(levels, *operands)
+    kept = tuple(s.data.astype(jnp.uint8) if s.kept is None else s.kept for s in signals)
+    return _of_levels(function, levels, kept, *operands)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _of_levels(function, levels, kept, *operands):
+    return function(levels, *operands)
+
+
+def _forward(function, levels, kept, *operands):
+    types = [jnp.zeros((0,), x.dtype) for x in levels]  # of no size: types are nothing that a backward pass is given
+    return function(levels, *operands), (kept, types, operands)
+
+
+def _backward(function, saved, gradient):
+    # The barrier: else the compiler makes the floats when the bytes are at hand, and keeps those.
+    (kept, types, operands), gradient = jax.lax.optimization_barrier((saved, gradient))
+    levels = tuple(kept_levels(k).astype(t.dtype) for k, t in zip(kept, types, strict=True))
+    to_levels, *others = jax.vjp(function, levels, *operands)[1](gradient)
+    return to_levels, None, *others
+
+
+_of_levels.defvjp(_forward, _backward)
