@@ -214,7 +214,8 @@ def reference(params, images, code):
         return n if binary else np.array(code.projection)[n.astype(int)].astype(float)
 
     def synapse(name, x, stride=1):
-        return convolve(x, params[f"{name}/kernel"], stride) + params[f"{name}/bias"]
+        whole = convolve(x, params[f"{name}/kernel"], stride) / 2.0 ** params[f"{name}/guard"]
+        return np.floor(whole + 0.5) + params[f"{name}/bias"]
 
     stream = synapse("stem/synapse", images.astype(np.float64))
     block = "stage_0/block_0"
