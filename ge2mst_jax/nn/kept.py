@@ -25,24 +25,26 @@ def of_levels(function, signals, *operands):
     levels = tuple(signal.data for signal in signals)
     if any(signal.real for signal in signals):
         return function(levels, *operands)
-    kept = tuple(s.data.astype(jnp.uint8) if s.kept is None else s.kept for s in signals)
-    return _of_levels(function, levels, kept, *operands)
+    marked = tuple(s.kept is not None for s in signals)
+    kept = tuple(s.kept if m else s.data.astype(jnp.uint8) for s, m in zip(signals, marked, strict=True))
+    return _of_levels(function, marked, levels, kept, *operands)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _of_levels(function, levels, kept, *operands):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _of_levels(function, marked, levels, kept, *operands):
     return function(levels, *operands)
 
 
-def _forward(function, levels, kept, *operands):
+def _forward(function, marked, levels, kept, *operands):
     types = [jnp.zeros((0,), x.dtype) for x in levels]  # of no size: types are nothing that a backward pass is given
     return function(levels, *operands), (kept, types, operands)
 
 
-def _backward(function, saved, gradient):
+def _backward(function, marked, saved, gradient):
     # The barrier: else the compiler makes the floats when the bytes are at hand, and keeps those.
     (kept, types, operands), gradient = jax.lax.optimization_barrier((saved, gradient))
-    levels = tuple(kept_levels(k).astype(t.dtype) for k, t in zip(kept, types, strict=True))
+    kept = (kept_levels(k) if m else k for k, m in zip(kept, marked, strict=True))  # a pixel has no mark
+    levels = tuple(k.astype(t.dtype) for k, t in zip(kept, types, strict=True))
     to_levels, *others = jax.vjp(function, levels, *operands)[1](gradient)
     return to_levels, None, *others
 

@@ -166,7 +166,7 @@ def expg_twin_kept(current, threshold, code: SpikeCode, dtype=None):
 
 
 def kept_levels(kept):
-    """The levels in what `expg_twin_kept` keeps; uint8 levels are themselves."""
+    """The levels in what `expg_twin_kept` keeps."""
     return kept & (0xFF if kept.dtype == jnp.uint16 else 0x7F)
 
 

@@ -94,10 +94,8 @@ def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, me
     shapes = jax.eval_shape(init)
     shardings = infer_shardings(shapes, mesh, fsdp_min_elements=config.fsdp_min_elements)
     abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)
-    # What no one asks for is not counted.
-    counting = model.clone(capture="none" if config.spike_budget is None else "counts")
     step = functools.partial(
-        train_step, model=counting, optimizer=optimizer, schedule=learning_rate(config, examples), config=config
+        train_step, model=model, optimizer=optimizer, schedule=learning_rate(config, examples), config=config
     )
     compiled = jax.jit(
         step,

@@ -196,3 +196,21 @@ def test_a_code_is_a_static_argument_of_jit():
     decode = jax.jit(lambda spikes, code: code.decode(spikes), static_argnums=1)
     assert decode(jnp.ones((4, 1)), SpikeCode.parse("2x2")).tolist() == [6]
     assert decode(jnp.ones((4, 1)), SpikeCode.parse("1x4")).tolist() == [15]
+
+
+@pytest.mark.parametrize(
+    "text", ["1x1", "1x4", "2x2", "4x1", "3x4", "1x8", "16x1", "2x3/1", "2x2+2,0", "4x2/1+1,0,0,0"]
+)
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32", "bfloat16"])
+def test_counted_spikes_are_those_of_the_train(text, dtype):
+    code = SpikeCode.parse(text)
+    levels = jnp.arange(code.max_level + 1).astype(dtype)
+    counts = code.count(levels)
+    assert counts.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(counts, int), np.asarray(code.encode(levels), int).sum(0))
+
+
+def test_count_of_levels_out_of_range_is_that_of_the_nearest():
+    code = SpikeCode.parse("2x2")
+    assert code.count(jnp.array([-5, 99])).tolist() == [0, 4]
+    assert code.count(jnp.array([-0.5, 6.9])).tolist() == [0.0, 4.0]

@@ -12,6 +12,8 @@ from ge2mst_jax.spiking import (
     expg_fire,
     expg_spike_count,
     expg_twin,
+    expg_twin_kept,
+    kept_levels,
     ladder_levels,
     qcfs_twin,
     sfa_twin,
@@ -280,6 +282,43 @@ def test_backward_keeps_the_current_and_the_threshold_alone(twin):
     assert all(any(leaf is own for own in (current, threshold)) for leaf in kept) or all(
         np.array_equal(leaf, current if leaf.shape == (7, 5) else threshold[None]) for leaf in kept
     )
+
+
+@pytest.mark.parametrize("text", [*CODES, "16x1"])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 1, 5)])
+def test_twin_that_keeps_bytes_is_the_twin(text, shape):
+    code, random = SpikeCode.parse(text), np.random.default_rng(0)
+    threshold = jnp.asarray(random.uniform(0.3, 0.9, shape), jnp.float32)
+    top = float(code.max_level * jnp.max(threshold))
+    current = random.uniform(-0.3 * top, 1.3 * top, (40, 3, 4, 5)).astype(np.float32)
+    current[0, 0, 0] = [np.nan, np.inf, -np.inf, 0.0, top]
+    pull = jnp.asarray(random.normal(size=current.shape), jnp.float32)
+    outputs = {}
+    for name, twin in (
+        ("kept", lambda i, t: expg_twin_kept(i, t, code)[0]),
+        ("twin", lambda i, t: expg_twin(i, t, code)),
+    ):
+        levels, back = jax.vjp(twin, current, threshold)
+        outputs[name] = (levels, *back(pull))
+    for found, expected in zip(outputs["kept"][:2], outputs["twin"][:2], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(outputs["kept"][2], outputs["twin"][2], rtol=1e-5, atol=1e-4)
+    levels, kept = expg_twin_kept(current, threshold, code)
+    assert kept.dtype == (jnp.uint8 if code.max_level < 128 else jnp.uint16)
+    np.testing.assert_array_equal(kept_levels(kept), levels)
+
+
+def test_thresholds_that_mean_nothing_pass_no_gradient_through_bytes():
+    current, threshold = jnp.array([1.0, 99.0, 1.0]), jnp.array([-1.0, jnp.nan, 0.5])
+    total = jax.jit(lambda i, t: expg_twin_kept(i, t, "2x2")[0].sum())
+    to_current, to_threshold = jax.grad(total, (0, 1))(current, threshold)
+    assert (to_current.tolist(), to_threshold.tolist()) == ([0.0, 0.0, 2.0], [0.0, 0.0, 0.0])
+
+
+def test_backward_of_the_twin_that_keeps_bytes_keeps_bytes_alone():
+    _, pull = jax.vjp(lambda i: expg_twin_kept(i, 0.5, "2x2")[0], jnp.ones((64, 64)))
+    kept = [x for x in jax.tree.leaves(pull) if getattr(x, "size", 0) > 1]
+    assert [(x.dtype.name, x.shape) for x in kept] == [("uint8", (64, 64))]
 
 
 def test_cost_of_the_twin_does_not_depend_on_the_steps():

@@ -9,7 +9,7 @@ import pytest
 from tiny_networks import random_images, tiny_model
 
 from ge2mst_jax.data import AugmentConfig
-from ge2mst_jax.train import TrainConfig, init_state, learning_rate, make_optimizer, train_step
+from ge2mst_jax.train import TrainConfig, init_state, learning_rate, make_optimizer, set_up, train_step
 from ge2mst_jax.train.step import average, decayed, gradients_of
 
 SHAPE, EXAMPLES = (4, 4, 2), 64
@@ -131,3 +131,26 @@ def test_step_learns_a_batch_by_heart():
         "loss", "accuracy", "spikes_per_neuron", "gradient_norm", "learning_rate", "penalty",
     }  # fmt: skip
     assert float(state.budget.rate) > 0
+
+
+def compiled_step(neuron, code, side=8, batch=4):
+    config = TrainConfig(
+        data="digits", neuron=neuron, code=code, batch_size=batch, mesh_data=1, augment=AugmentConfig()
+    )
+    setup = set_up(config, (side, side, 3), 10, 1000)
+    return setup.step.lower(setup.abstract_state, setup.abstract_batch(), jax.random.key(0)).compile()
+
+
+@pytest.mark.slow
+def test_cost_of_the_trainers_step_does_not_depend_on_the_steps_of_time():
+    costs = set()
+    for code in ("1x1", "2x2", "4x2", "16x1"):
+        step = compiled_step("expg", code)
+        costs.add((step.memory_analysis().temp_size_in_bytes, step.cost_analysis()["bytes accessed"]))
+    assert len(costs) == 1
+
+
+@pytest.mark.slow
+def test_trainers_step_needs_less_memory_than_that_of_the_ann():
+    twin, ann = (compiled_step(neuron, "2x2", side=32, batch=8).memory_analysis() for neuron in ("expg", "relu"))
+    assert twin.temp_size_in_bytes < 0.75 * ann.temp_size_in_bytes

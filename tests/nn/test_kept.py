@@ -1,0 +1,52 @@
+"""What a training network's backward pass keeps: bytes of levels, and gradients that do not change by it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.ad_checkpoint import saved_residuals
+from tiny_networks import random_images, random_variables, tiny_model
+
+from ge2mst_jax.nn import training
+from ge2mst_jax.spiking import expg_twin
+
+IMAGES = random_images(4)
+
+
+def loss_of(model, variables):
+    def loss(params):
+        (logits, _), _ = model.apply({**variables, "params": params}, IMAGES, train=True, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(logits))
+
+    return loss
+
+
+@pytest.mark.parametrize("neuron", ["expg", "sfa", "lif"])
+def test_gradients_are_those_of_a_network_that_keeps_floats(neuron, monkeypatch):
+    model = tiny_model("2x2", neuron=neuron)
+    variables = random_variables(model)
+    found = jax.jit(jax.grad(loss_of(model, variables)))(variables["params"])
+    monkeypatch.setattr(training, "of_levels", lambda f, signals, *more: f(tuple(s.data for s in signals), *more))
+    monkeypatch.setattr(training, "expg_twin_kept", lambda *a: (expg_twin(*a), None))
+    expected = jax.jit(jax.grad(loss_of(model, variables)))(variables["params"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        ours = found
+        for key in path:
+            ours = ours[key.key]
+        np.testing.assert_allclose(ours, leaf, rtol=2e-4, atol=2e-4 * float(jnp.abs(leaf).max()), err_msg=str(path))
+
+
+def test_backward_pass_keeps_a_float_a_synapse_and_a_byte_a_neuron():
+    """Of what is as large as a layer: the convolutions' outputs, one float each, and a byte of each neuron."""
+    model = tiny_model("2x2")
+    variables = random_variables(model)
+    aux = jax.eval_shape(model.apply, variables, IMAGES)[1]
+    neurons = sum(len(IMAGES) * int(np.prod(r.shape)) for r in aux.values() if hasattr(r, "parts"))
+    synapses = sum(
+        len(IMAGES) * int(np.prod(r.out_shape)) for r in aux.values() if getattr(r, "role", "head") != "head"
+    )
+    kept = {}
+    for array, _ in saved_residuals(loss_of(model, variables), variables["params"]):
+        if array.size >= len(IMAGES) * 4 * 4 and len(array.shape) > 3 and array.shape[0] == len(IMAGES):
+            kept[array.dtype.name] = kept.get(array.dtype.name, 0) + array.size
+    assert kept == {"float32": synapses, "uint8": neurons}
