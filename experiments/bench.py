@@ -21,7 +21,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -30,11 +29,12 @@ from ge2mst_jax import create_model
 from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.convert.deploy import forward
-from ge2mst_jax.data import open_source
+from ge2mst_jax.data import AugmentConfig, open_source
 from ge2mst_jax.data.throughput import measure
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.grouping import Scale, gw_attention, ssa
 from ge2mst_jax.provenance import environment
+from ge2mst_jax.train import TrainConfig, set_up
 from ge2mst_jax.train.command import run_command
 
 
@@ -50,12 +50,10 @@ class Bench:
     """The network that is trained and executed."""
     image_size: int = 32
     """Side of its images."""
-    batch_size: int = 8
-    """Images a step."""
+    batch_size: int = 32
+    """Images at a time, in training and deployed."""
     rounds: int = 9
     """Turns of each alternative."""
-    deployed_batch_size: int = 32
-    """Images at a time of the deployed network."""
     only: tuple[
         Literal["twin_against_relu", "training_over_time_steps", "attention", "deployed", "input_pipeline"], ...
     ] = ()
@@ -68,7 +66,6 @@ class Bench:
     def __post_init__(self):
         check_whole("image_size", self.image_size, 1, 2**12)
         check_whole("batch_size", self.batch_size, 1, 2**16)
-        check_whole("deployed_batch_size", self.deployed_batch_size, 1, 2**16)
         check_whole("rounds", self.rounds, 1, 10**6)
 
 
@@ -88,28 +85,28 @@ def medians(alternatives: dict, rounds: int) -> dict[str, float]:
 def random_batch(options: Bench):
     random = np.random.default_rng(0)
     shape = (options.batch_size, options.image_size, options.image_size, 3)
-    return jnp.asarray(random.integers(0, 256, shape, np.uint8)), jnp.asarray(random.integers(0, 10, shape[0]))
+    return jnp.asarray(random.integers(0, 256, shape, np.uint8)), jnp.asarray(
+        random.integers(0, 10, shape[0], np.int32)
+    )
 
 
 def training_step(options: Bench, **changes):
-    """The compiled training step of a network, and a call of it on one batch: the loss's gradient and an SGD update."""
-    model = create_model(options.model, **changes)
+    """The trainer's own compiled step, on one device, and a call of it on one batch."""
+    config = TrainConfig(
+        **dict(model=options.model, dtype="float32") | changes,
+        batch_size=options.batch_size, augment=AugmentConfig(), mesh_data=1,
+    )  # fmt: skip
     images, labels = random_batch(options)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    setup = set_up(config, images.shape[1:], 10, 2**16)
+    key, batch, states = jax.random.key(0), {"image": images, "label": labels}, [setup.init()]
+    compiled = setup.step.lower(setup.abstract_state, setup.abstract_batch(), key).compile()
 
-    def loss(params, batch_stats):
-        variables = {"params": params, "batch_stats": batch_stats}
-        (logits, _), updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), updates
+    def run():
+        state, metrics = compiled(states.pop(), batch, key)  # which donates the state
+        states.append(state)
+        return metrics
 
-    @jax.jit
-    def step(params, batch_stats):
-        gradients, updates = jax.grad(loss, has_aux=True)(params, batch_stats)
-        return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradients), updates
-
-    arguments = variables["params"], variables["batch_stats"]
-    compiled = step.lower(*arguments).compile()
-    return compiled, functools.partial(compiled, *arguments)
+    return compiled, run
 
 
 def temporary_bytes(compiled) -> int:
@@ -117,22 +114,26 @@ def temporary_bytes(compiled) -> int:
 
 
 def twin_against_relu(options: Bench) -> dict:
-    """One network, one training step, only the neuron differs."""
+    """The trainer's step of one network, only the neuron differs; the peer's beside it if asked for."""
     steps = {neuron: training_step(options, neuron=neuron) for neuron in ("relu", "expg")}
-    seconds = medians({neuron: run for neuron, (_, run) in steps.items()}, options.rounds)
+    runs = {neuron: run for neuron, (_, run) in steps.items()}
+    if options.peer:
+        runs["peer"] = peer_training(options.batch_size)
+    seconds = medians(runs, options.rounds)
     memory = {neuron: temporary_bytes(compiled) for neuron, (compiled, _) in steps.items()}
     return {
         "seconds": seconds,
         "bytes": memory,
         "time_ratio": seconds["expg"] / seconds["relu"],
         "memory_ratio": memory["expg"] / memory["relu"],
+        "images_per_second": {name: options.batch_size / s for name, s in seconds.items()},
     }
 
 
 def training_over_time_steps(options: Bench) -> dict:
-    """The twin and LIF-STBP at T = 1, 2, 4, 8, on `ge2mst_nano`."""
+    """The trainer's step with the twin and with LIF-STBP at T = 1 to 16, on `ge2mst_nano`."""
     nano = dataclasses.replace(options, model="ge2mst_nano")
-    codes = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4"}
+    codes = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4", 16: "4x4"}
     if options.quick:
         codes = {1: "1x1", 2: "1x2"}
     rows = {}
@@ -177,7 +178,6 @@ def deployed(options: Bench) -> dict:
     Beside them the ANN of its shape (ReLU, BatchNorm of the averages, which XLA fuses into the convolutions' epilogue),
     the training network's own forward pass and, if asked for, the peer.
     """
-    options = dataclasses.replace(options, batch_size=options.deployed_batch_size)
     images, _ = random_batch(options)
     made = {
         neuron: create_model(options.model, neuron=neuron, code="2x2", capture="none") for neuron in ("relu", "expg")
@@ -215,6 +215,24 @@ def peer(batch_size: int):
     return run
 
 
+def peer_training(batch_size: int):
+    """A call of its training step: cross-entropy, backward through time, SGD."""
+    torch, functional, spikformer_cifar10 = import_peer()
+    network = spikformer_cifar10(T=4).train()
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
+    images, labels = torch.rand(batch_size, 3, 32, 32), torch.zeros(batch_size, dtype=torch.long)
+
+    def run():
+        functional.reset_net(network)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return run
+
+
 def import_peer():
     """Torch and what of SpikingJelly is used."""
     try:
@@ -240,6 +258,8 @@ def twin_table(found: dict, twin: dict) -> Table:
     table.add_column("measured", justify="right")
     table.add_row("training step, twin / ReLU, time", f"{twin['time_ratio']:.3f}")
     table.add_row("training step, twin / ReLU, memory", f"{twin['memory_ratio']:.3f}")
+    for name, speed in twin["images_per_second"].items():
+        table.add_row(f"{name}, images/s in training", f"{speed:.1f}")
     return table
 
 
@@ -298,9 +318,7 @@ MEASUREMENTS = {
 
 def main(options: Bench) -> None:
     if options.quick:
-        options = dataclasses.replace(
-            options, model="ge2mst_nano", image_size=8, batch_size=4, deployed_batch_size=4, rounds=2
-        )
+        options = dataclasses.replace(options, model="ge2mst_nano", image_size=8, batch_size=4, rounds=2)
     if options.images is not None:
         open_source(f"folder:{options.images}", "train")  # before minutes are spent
     if options.json is not None and not options.json.parent.is_dir():
