@@ -185,9 +185,9 @@ def bitwise(name, sets, eqn) -> Numbers:
     """Of truth values binary; of the bits of integers anything up to the next power of two."""
     if eqn.invars[0].aval.dtype == jnp.bool_:
         return truth(sets)
-    masks = [s.high for s in sets if s.low >= 0]
+    masks, fixed = [s.high for s in sets if s.low >= 0], all(s.fixed for s in sets)
     if name == "and" and masks:
-        return Numbers(0, min(masks), integer=True)
+        return Numbers(0, min(masks), integer=True, fixed=fixed)
     largest = max(max(abs(s.low), abs(s.high)) for s in sets)
     power = 2.0 ** math.ceil(math.log2(largest + 1)) if math.isfinite(largest) else math.inf
-    return Numbers(-power, power, integer=True)
+    return Numbers(-power, power, integer=True, fixed=fixed)

@@ -180,8 +180,8 @@ class Sums:
         if guard is None:
             return self.low if self.high is None else self.low + jnp.left_shift(self.high, self.bits)
         half = jnp.right_shift(jnp.left_shift(1, guard), 1)
-        low = jnp.right_shift(self.low + half, guard)
-        return low if self.high is None else low + jnp.left_shift(self.high, self.bits - guard)
+        low = jnp.right_shift(self.low + half, guard & 31)
+        return low if self.high is None else low + jnp.left_shift(self.high, (self.bits - guard) & 31)
 
 
 def integer_conv(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic):
