@@ -67,7 +67,8 @@ def test_matrix_products_of_the_spiking_execution_have_spikes_on_one_side(net):
         if product.operation in ("dot_general", "conv_general_dilated"):
             kinds["attention" if product.layer.endswith("attention/attention") else "weights"].add(product.kinds)
     # A = q kᵀ (or kᵀ v) meets spikes alone, and what it counted meets the spikes of v (or q).
-    assert kinds == {"weights": {("binary", "real")}, "attention": {("binary", "binary"), ("binary", "level")}}
+    assert kinds["attention"] == {("binary", "binary"), ("binary", "level")}
+    assert kinds["weights"] == {("binary", "real"), ("binary", "level")}  # a plane's digits may be as small as levels
 
 
 @pytest.mark.parametrize("execution", ["dense", "spiking"])
