@@ -3,29 +3,36 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 RUN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: quickstart test test-first test-second test-all lint bench fuzz kills clean
+.PHONY: quickstart test test-first test-second test-all slow-first slow-second lint bench fuzz kills clean
 
 quickstart: $(READY)
 	$(RUN) experiments/quickstart.py
 
-# Lint, format, tests and every example in the docs: 16 minutes of CPU time, in two halves side by side. Most of it is
+# Lint, format, tests and every example in the docs: 13 minutes of CPU time, in two halves side by side. Most of it is
 # compiling, on one core: each half has a cache of its own, and XLA leaves out what makes programs fast.
 FIRST := tests/convert tests/data tests/docs tests/energy tests/grouping tests/nn tests/report
-QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
-HALF = XLA_FLAGS="$$XLA_FLAGS $(QUICK)" JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.cache/$@" $(RUN) -m pytest -m "not slow"
+SECOND := tests ge2mst_jax $(FIRST:%=--ignore=%)
+QUICK := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+CACHE = JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.cache/$@"
 
 test: lint
 	@$(MAKE) --no-print-directory --jobs=2 test-first test-second
 
 test-first: $(READY)
-	$(HALF) $(FIRST)
+	$(QUICK) $(CACHE) $(RUN) -m pytest -m "not slow" $(FIRST)
 
 test-second: $(READY)
-	$(HALF) tests ge2mst_jax $(FIRST:%=--ignore=%)
+	$(QUICK) $(CACHE) $(RUN) -m pytest -m "not slow" $(SECOND)
 
-# Every test, compiled as users have it; the slow ones too: killed and resumed runs, several processes, whole scripts.
-test-all: lint
-	$(RUN) -m pytest
+# Every test: then the slow ones, compiled as users have it: killed and resumed runs, several processes, whole scripts.
+test-all: test
+	@$(MAKE) --no-print-directory --jobs=2 slow-first slow-second
+
+slow-first: $(READY)
+	$(CACHE) $(RUN) -m pytest -m slow $(FIRST)
+
+slow-second: $(READY)
+	$(CACHE) $(RUN) -m pytest -m slow $(SECOND)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
