@@ -74,17 +74,22 @@ def count(net, images, batch_size: int = 120, advance=None) -> SpikeCounter:
 
 
 def epochs_of(metrics: list[dict], steps_per_epoch: float) -> list[dict]:
-    """Means over the steps of each epoch, from the lines of `metrics.jsonl`.
+    """Means over the steps of each epoch, from the lines of `metrics.jsonl`, and the evaluation in it, if any.
 
-    >>> epochs_of([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}, {"step": 2, "test": {}}], 2)
-    [{'epoch': 1, 'loss': 2.0}]
+    >>> epochs_of([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}, {"step": 2, "test": {"accuracy": 0.5}}], 2)
+    [{'epoch': 1, 'loss': 2.0, 'test': {'accuracy': 0.5}}]
     """
     epochs: dict[int, list[dict]] = {}
+    tests: dict[int, dict] = {}
     for line in metrics:
+        epoch = int((line["step"] - 1) // steps_per_epoch) + 1
         if "loss" in line:
-            epochs.setdefault(int((line["step"] - 1) // steps_per_epoch) + 1, []).append(line)
+            epochs.setdefault(epoch, []).append(line)
+        else:
+            tests[epoch] = {"test": line["test"]}
     return [
         {"epoch": epoch, **{key: float(np.mean([line[key] for line in lines])) for key in lines[0] if key != "step"}}
+        | tests.get(epoch, {})
         for epoch, lines in epochs.items()
     ]
 

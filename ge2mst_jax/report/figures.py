@@ -60,16 +60,22 @@ def _bare(axes) -> None:
 
 
 def training_figure(history) -> Figure:
-    """Loss, accuracy on the training batches and spikes per neuron, each over the epochs."""
+    """Loss, accuracy and spikes per neuron over the epochs: lines of training batches, dots of test images.
+
+    Training counts spikes only where there is a budget; the loss of test images is another one, without smoothing.
+    """
     figure = Figure(figsize=(9, 2.6), layout="constrained")
-    epochs = [m["epoch"] for m in history]
     for axes, key, title in zip(
         figure.subplots(1, 3),
         ("loss", "accuracy", "spikes_per_neuron"),
-        ("loss", "accuracy on training batches", "spikes per neuron and image"),
+        ("loss of training batches", "accuracy (dots: test images)", "spikes per neuron (dots: test images)"),
         strict=True,
     ):
-        axes.plot(epochs, [m[key] for m in history], color=ROLES["hidden"], linewidth=1.8)
+        trained = [(m["epoch"], m[key]) for m in history if key in m]
+        tested = [(m["epoch"], m["test"][key]) for m in history if "test" in m and key != "loss"]
+        for points, style in (trained, {"linewidth": 1.8}), (tested, {"marker": "o", "linestyle": ""}):
+            if points:
+                axes.plot(*zip(*points, strict=True), color=ROLES["hidden"], **style)
         axes.set_title(title, fontsize=9, color=INK, loc="left")
         axes.set_xlabel("epoch", fontsize=8, color=INK)
         _bare(axes)

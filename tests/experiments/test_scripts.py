@@ -231,7 +231,7 @@ def test_train_runs_an_experiment_by_its_name(tmp_path, capsys):
     assert "test accuracy" in said
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
-    assert {"learning_rate", "gradient_norm", "spikes_per_neuron", "data_seconds"} < set(lines[0])
+    assert {"learning_rate", "gradient_norm", "accuracy", "data_seconds"} < set(lines[0])
 
 
 @pytest.mark.parametrize(

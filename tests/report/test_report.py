@@ -45,7 +45,8 @@ def report(net):
 @pytest.fixture(scope="module")
 def run_dir(net, report, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    history = [{"epoch": e, "loss": 2.0 / e, "accuracy": 0.1 * e, "spikes_per_neuron": 0.5} for e in (1, 2)]
+    test = {"accuracy": 0.2, "spikes_per_neuron": 0.5}
+    history = [{"epoch": 1, "loss": 2.0, "accuracy": 0.1}, {"epoch": 2, "loss": 1.0, "accuracy": 0.2, "test": test}]
     write_report(folder, report, net, IMAGES, history)
     return folder
 
