@@ -1,0 +1,135 @@
+"""Plans: reading what the compiler wrote, topologies, and, where the TPU's compiler is installed, a plan itself."""
+
+import importlib.util
+import json
+
+import jax
+import plan as script
+import pytest
+
+from ge2mst_jax.plan import CHIPS, Plan, named, read_program, read_topology, shape_bytes, shape_of
+from ge2mst_jax.train import TrainConfig
+
+HLO = """HloModule jit_train_step, is_scheduled=true
+
+%region_0 (a: s32[]) -> pred[] {
+  %a = s32[] parameter(0)
+  %c = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[] compare(%a, %c), direction=LT
+}
+
+%body_0 (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %f = f32[8]{0} fusion(%t), kind=kLoop, metadata={op_name="jit(train_step)/jvp(Ge2mST)/stage_0/block_0/neuron_0/neuron_0.fire/while/body/ge"}, backend_config={"estimated_cycles":"10"}
+  %g = f32[8]{0} all-gather(%f), replica_groups={{0,1}}
+}
+
+%region_1 (a: s32[]) -> pred[] {
+  ROOT %less = pred[] custom-call(%a), custom_call_target="unknown"
+}
+
+%body_1 (t: (s32[])) -> (s32[]) {
+  %h = s32[] fusion(%t), kind=kLoop, backend_config={"estimated_cycles":"7"}
+}
+
+ENTRY %main (p: f32[8]) -> (f32[8], f32[]) {
+  %w = (s32[], f32[8]) while(%t), condition=%region_0, body=%body_0
+  %w2 = (s32[]) while(%t2), condition=%region_1, body=%body_1
+  %conv = bf16[2,4]{1,0} fusion(%p), kind=kOutput, metadata={op_name="jit(train_step)/transpose(jvp(Ge2mST))/stage_1/block_0/attention/q/q.convolve/conv_general_dilated"}, backend_config={"estimated_cycles":"100"}
+  %r = (f32[4], bf16[2]) all-reduce-start(%conv), to_apply=%add
+  %zero = f32[] fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"0"}
+}
+"""  # noqa: E501
+
+
+def test_cycles_count_as_often_as_loops_turn():
+    found, collectives, unknown = read_program(HLO)
+    assert [(w.cycles, w.stage, w.direction, w.kind) for w in found] == [
+        (50, "stage_0", "forward", "neurons"),
+        (7, "outside", "outside", "other"),
+        (100, "stage_1", "backward", "products"),
+    ]
+    assert collectives == {"all-gather": 5 * 32, "all-reduce": 20}
+    assert unknown == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("jit(train_step)/vmap(jit(_where))/select_n", "augmentation"),
+        ("jit(train_step)/jvp(Ge2mST)/stage_2/block_0/attention/attention/attention.attend/dot", "attention"),
+        ("jit(train_step)/jvp(Ge2mST)/stage_2/block_0/attention/local/local.convolve/mul", "depth-wise map"),
+        ("jit(train_step)/jvp(Ge2mST)/stage_2/block_0/attention/local/local.convolve/norm/mul", "BatchNorm"),
+        ("jit(train_step)/add", "other"),
+    ],
+)  # fmt: skip
+def test_kinds_of_work(name, kind):
+    assert named(name, 1).kind == kind
+
+
+def test_bytes_of_shapes():
+    assert shape_bytes("%x = (f32[2,3]{1,0:T(8,128)}, pred[7], bf16[]) all-reduce") == 24 + 7 + 2
+
+
+@pytest.mark.parametrize(
+    "text", ["v5e", "v5e:", "v5e:4", "v5e:0x4", "v7:2x2", "v5e:4x4x4x4", "v5e:99x99", "[/x]:2x2", None]
+)
+def test_topology_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match=r"topology") as error:
+        read_topology(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "count"), [("v4:2x2x1", 4), ("v5e:16x16", 256), ("v5p:4x4x4", 64), ("v6e:2x4", 8)])
+def test_topologies(text, count):
+    chip, found = read_topology(text)
+    assert (chip, found) == (CHIPS[text[: -text[::-1].index(":") - 1]], count)
+
+
+def test_data_that_no_table_knows_is_refused():
+    with pytest.raises(ValueError, match="data is 'folder:x': a plan knows digits"):
+        shape_of(TrainConfig(data="folder:x"))
+
+
+def test_figures_follow_from_each_other():
+    plan = Plan(
+        "v5e:2x2", 4, 400, 1.0, {"arguments": 3, "temporary": 4}, 7.0, 50.0, 10, 0.5, 1000.0, {}, 0.0, 0, 7200, {}
+    )
+    assert (plan.fits, plan.share_of_peak, plan.images_per_second, plan.hours) == (True, 0.1, 200.0, 1.0)
+    assert json.loads(json.dumps(plan.as_dict()))["hours"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "unknown experiment 'nothing'"),
+        (["digits", "--topology", "v5e:3"], "unknown topology 'v5e:3'"),
+        (["digits", "--batch", "0"], "batch is 0"),
+        (["digits", "--json", "no/where.json"], "there is no folder no"),
+    ],
+)
+def test_script_says_what_is_wrong_before_it_compiles(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.run_command(script.main, script.Options, arguments=arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_the_compiler_one_line_says_how_to_get_it(capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.run_command(script.main, script.Options, arguments=["digits"])
+    assert ended.value.code == 2
+    assert "pip install 'libtpu==" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler")
+def test_plan_of_the_digits(tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    script.run_command(script.main, script.Options, arguments=["digits", "--topology", "v5e:2x2", "--json", str(path)])
+    found = json.loads(path.read_text())
+    assert found["fits"]
+    assert found["cycles"] > 10_000
+    assert sum(found["shares"]["stage"].values()) == pytest.approx(1)
+    assert "share of peak" in capsys.readouterr().out
+    assert jax.default_backend() == "cpu"
