@@ -100,7 +100,7 @@ def check(file: Path, net, options: Export) -> list[str]:
     logits = np.asarray(net(images, execution=options.execution)[0])
     for where, given in found.items():
         if np.asarray(given["logits"]).tobytes() != logits.tobytes():
-            raise ValueError(f"{file} does not give the network's logits on {where}: do not use it")
+            raise ValueError(f"{file} does not give the network's logits on {where}: it was deleted")
     return list(found)
 
 
@@ -109,7 +109,13 @@ def main(options: Export) -> None:
     folder = options.checkpoint.resolve()
     out = options.out or folder.with_name(f"{folder.name}.{options.execution}.jax_export")
     save_exported(out, net, options.execution, options.platforms)
-    places = check(out, net, options)
+    try:
+        places = check(out, net, options)
+    except ValueError:
+        # What must not be used is not left to be used.
+        for path in (out, out.with_name(out.name + ".json")):
+            path.unlink(missing_ok=True)
+        raise
     table = Table("what", "found", title=Text(one_line(f"{options.checkpoint}, {options.execution}")))
     table.add_row("file", Text(one_line(out)))
     table.add_row("size", f"{out.stat().st_size / 1e6:.2f} MB")

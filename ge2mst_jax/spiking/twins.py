@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.checks import shown
 from ge2mst_jax.spiking.codes import SpikeCode
 from ge2mst_jax.spiking.neurons import expg_fire
 from ge2mst_jax.spiking.operands import FLOATS, charged, forward_only, meant, operands
@@ -104,9 +105,13 @@ _qcfs = _twin(_qcfs_slope)
 def _levels(twin, current, threshold, code, dtype):
     code = SpikeCode.of(code)
     current, theta, own = operands(current, threshold, code.max_level)
+    return twin(current, theta, code).astype(_type_of_levels(dtype, own))
+
+
+def _type_of_levels(dtype, own):
     if dtype is not None and jnp.dtype(dtype).name not in FLOATS:
         raise ValueError(f"dtype of levels is {jnp.dtype(dtype)}: it must be one of {', '.join(FLOATS)}")
-    return twin(current, theta, code).astype(own if dtype is None else dtype)
+    return own if dtype is None else dtype
 
 
 def expg_twin(current, threshold, code: SpikeCode, dtype=None):
@@ -161,12 +166,22 @@ def expg_twin_kept(current, threshold, code: SpikeCode, dtype=None):
     """
     code = SpikeCode.of(code)
     current, theta, own = operands(current, threshold, code.max_level)
+    own = _type_of_levels(dtype, own)
     levels, kept = _in_bytes(current, theta, code)
-    return levels.astype(own if dtype is None else dtype), kept
+    return levels.astype(own), kept
 
 
 def kept_levels(kept):
-    """The levels in what `expg_twin_kept` keeps."""
+    """The levels in what `expg_twin_kept` keeps.
+
+    Raises:
+        ValueError: neither uint8 nor uint16.
+
+    >>> kept_levels(jnp.array([134, 3], jnp.uint8))
+    Array([6, 3], dtype=uint8)
+    """
+    if getattr(kept, "dtype", None) not in (jnp.uint8, jnp.uint16):
+        raise ValueError(f"kept is {shown(kept)}: it must be the bytes of expg_twin_kept, uint8 or uint16")
     return kept & (0xFF if kept.dtype == jnp.uint16 else 0x7F)
 
 
