@@ -11,7 +11,6 @@ quickstart: $(READY)
 # Lint, format, tests and every example in the docs: 13 minutes of CPU time, in two halves side by side. Most of it is
 # compiling, on one core: each half has a cache of its own, and XLA leaves out what makes programs fast.
 FIRST := tests/convert tests/data tests/docs tests/energy tests/grouping tests/nn tests/report
-SECOND := tests ge2mst_jax $(FIRST:%=--ignore=%)
 QUICK := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 CACHE = JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.cache/$@"
 
@@ -22,17 +21,17 @@ test-first: $(READY)
 	$(QUICK) $(CACHE) $(RUN) -m pytest -m "not slow" $(FIRST)
 
 test-second: $(READY)
-	$(QUICK) $(CACHE) $(RUN) -m pytest -m "not slow" $(SECOND)
+	$(QUICK) $(CACHE) $(RUN) -m pytest -m "not slow" tests ge2mst_jax $(FIRST:%=--ignore=%)
 
 # Every test: then the slow ones, compiled as users have it: killed and resumed runs, several processes, whole scripts.
 test-all: test
 	@$(MAKE) --no-print-directory --jobs=2 slow-first slow-second
 
 slow-first: $(READY)
-	$(CACHE) $(RUN) -m pytest -m slow $(FIRST)
+	$(CACHE) $(RUN) -m pytest -m slow tests ge2mst_jax --ignore=tests/train --ignore=tests/fuzz
 
 slow-second: $(READY)
-	$(CACHE) $(RUN) -m pytest -m slow $(SECOND)
+	$(CACHE) $(RUN) -m pytest -m slow tests/train tests/fuzz
 
 lint: $(READY)
 	$(RUN) -m ruff check .
