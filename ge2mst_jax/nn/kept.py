@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ge2mst_jax.spiking import kept_levels
+from ge2mst_jax.spiking.operands import not_before
 
 
 def of_levels(function, signals, *operands):
@@ -41,8 +42,7 @@ def _forward(function, marked, levels, kept, *operands):
 
 
 def _backward(function, marked, saved, gradient):
-    # The barrier: else the compiler makes the floats when the bytes are at hand, and keeps those.
-    (kept, types, operands), gradient = jax.lax.optimization_barrier((saved, gradient))
+    (kept, types, operands), gradient = not_before(gradient, saved)
     kept = (kept_levels(k) if m else k for k, m in zip(kept, marked, strict=True))  # a pixel has no mark
     levels = tuple(k.astype(t.dtype) for k, t in zip(kept, types, strict=True))
     to_levels, *others = jax.vjp(function, levels, *operands)[1](gradient)

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ge2mst_jax.spiking.operands import not_before
+
 MOMENTUM, EPSILON = 0.9, 1e-5
 
 
@@ -51,8 +53,7 @@ def _forward(x, scale, bias):
 
 
 def _backward(kept, gradients):
-    # The barrier: else the compiler computes `x - μ` when it is at hand, and keeps it.
-    (x, mean, variance, scale), gradient = jax.lax.optimization_barrier((kept, gradients[0]))
+    (x, mean, variance, scale), gradient = not_before(gradients[0], kept)
     axes = tuple(range(x.ndim - 1))
     hat = affine(x, mean, variance, jnp.ones_like(scale), jnp.zeros_like(scale))
     to_bias, to_scale = jnp.sum(gradient, axes), jnp.sum(gradient * hat, axes)

@@ -157,6 +157,20 @@ def charged(current, theta):
     return jnp.minimum(current, jnp.iinfo(current.dtype).max - half) + half
 
 
+def not_before(gradient, kept):
+    """`(kept, gradient)`, such that on a CPU nothing is computed from `kept` before the gradient is there.
+
+    Else XLA makes there what a backward pass computes anew as soon as it can, and keeps that. On other platforms it
+    schedules well by itself, and a barrier would part what it fuses (35 % more cycles by the TPU's compiler).
+
+    >>> not_before(jnp.ones(1), (jnp.zeros(1),))
+    ((Array([0.], dtype=float32),), Array([1.], dtype=float32))
+    """
+    return jax.lax.platform_dependent(
+        (kept, gradient), cpu=jax.lax.optimization_barrier, default=lambda operands: operands
+    )
+
+
 @jax.custom_jvp
 def forward_only(x):
     """`x`, and an error where a gradient is asked for."""

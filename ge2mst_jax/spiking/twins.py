@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ge2mst_jax.checks import shown
 from ge2mst_jax.spiking.codes import SpikeCode
 from ge2mst_jax.spiking.neurons import expg_fire
-from ge2mst_jax.spiking.operands import FLOATS, charged, forward_only, meant, operands
+from ge2mst_jax.spiking.operands import FLOATS, charged, forward_only, meant, not_before, operands
 
 #: Up to so many, a comparison a level costs less than a greedy step a spike.
 FEW_LEVELS = 8
@@ -200,7 +200,7 @@ def _in_bytes_forward(current, theta, code):
 
 
 def _in_bytes_backward(code, saved, gradients):
-    (kept, theta), gradient = jax.lax.optimization_barrier((saved, gradients[0]))
+    (kept, theta), gradient = not_before(gradients[0], saved)
     theta = meant(jnp.ones_like(theta), theta, code.max_level)[1]
     outside = kept > (255 if kept.dtype == jnp.uint16 else 127)
     above = outside & (kept_levels(kept) > 0)

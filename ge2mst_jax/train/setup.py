@@ -54,10 +54,7 @@ class Setup:
 
 
 def compiler_options(mesh) -> dict | None:
-    """For the train step: XLA drops optimization barriers on CPUs and then keeps what was to be computed anew.
-
-    Other backends honour them as they are.
-    """
+    """For the train step: XLA drops optimization barriers on CPUs, and then keeps what was to be computed anew."""
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
 
