@@ -120,10 +120,6 @@ class Attention(AttentionLayer):
 
     def attend(self, q, k, v):
         """`(Current, unit, aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
-
-        def counted(levels):
-            return counts_of(*(s.replace(data=x) for s, x in zip((q, k, v), levels, strict=True)), self)
-
-        counts, aux = attention_current(q, k, v, self, of_levels(counted, (q, k, v)))
+        counts, aux = attention_current(q, k, v, self, counts_of(q, k, v, self))
         unit = unit_of(q, k, v, self.heads, self.scales)
         return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux

@@ -37,7 +37,8 @@ def test_gradients_are_those_of_a_network_that_keeps_floats(neuron, monkeypatch)
 
 
 def test_backward_pass_keeps_a_float_a_synapse_and_a_byte_a_neuron():
-    """Of what is as large as a layer: the convolutions' outputs, one float each, and a byte of each neuron."""
+    """Of what is as large as a layer: the convolutions' outputs, one float each, a byte of each neuron, and what one
+    attention multiplies, as floats in its groups: q, k, v and less than one more."""
     model = tiny_model("2x2")
     variables = random_variables(model)
     aux = jax.eval_shape(model.apply, variables, IMAGES)[1]
@@ -49,4 +50,7 @@ def test_backward_pass_keeps_a_float_a_synapse_and_a_byte_a_neuron():
     for array, _ in saved_residuals(loss_of(model, variables), variables["params"]):
         if array.size >= len(IMAGES) * 4 * 4 and len(array.shape) > 3 and array.shape[0] == len(IMAGES):
             kept[array.dtype.name] = kept.get(array.dtype.name, 0) + array.size
-    assert kept == {"float32": synapses, "uint8": neurons}
+    assert kept["uint8"] == neurons
+    operand = len(IMAGES) * int(np.prod(aux["stage_1/block_0/attention/neuron_q"].shape))
+    assert synapses + 3 * operand <= kept["float32"] < synapses + 4 * operand
+    assert len(kept) == 2
