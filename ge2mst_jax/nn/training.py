@@ -84,9 +84,9 @@ class Synapse(SynapseLayer):
         weights = kernel.astype(self.wire.dtype)
 
         def convolved(levels, weights):
-            return conv2d(levels[0].astype(weights.dtype), weights, self.stride)
+            return conv2d(levels.astype(weights.dtype), weights, self.stride)
 
-        current = signal.integrate(lambda x: of_levels(convolved, (signal.replace(data=x),), weights))
+        current = signal.integrate(lambda x: of_levels(convolved, signal.replace(data=x), weights))
         norm = BatchNorm(name="norm")
         normalised = norm(current, train)
         if folding(self):
