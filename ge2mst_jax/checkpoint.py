@@ -1,5 +1,6 @@
 """One checkpoint on disk: what it says of itself, its arrays, and whether it is proven to be damaged."""
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -41,6 +42,8 @@ def check_path(path) -> Path:
     """
     try:
         path = Path(path).resolve()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # whoever opens it says so
+            path.stat()  # from Python 3.13 on, resolve leaves links in a circle as they are
     except (RuntimeError, OSError, ValueError) as error:  # links in a circle, a null character
         raise CheckpointError(f"{one_line(path)}: no path to a checkpoint ({one_line(error)})") from error
     for character in "[]*?\\":
