@@ -13,11 +13,12 @@ from ge2mst_jax.train.config import TrainConfig
 from ge2mst_jax.train.setup import set_up
 from ge2mst_jax.train.sharding import make_mesh
 
-#: Of data sets that configs name: image shape (`None` for image files, which are decoded to `decode.image_size`),
-#: classes, training images.
+#: Of data sets that configs name (Fashion-MNIST by its folder, or as TFDS has it): image shape (`None` for image files,
+#: which are decoded to `decode.image_size`), classes, training images.
 DATASETS = {
     "digits": ((8, 8, 1), 10, 1_437),
-    "fashion": ((28, 28, 1), 10, 60_000),
+    "fashion-mnist": ((28, 28, 1), 10, 60_000),
+    "fashion_mnist": ((28, 28, 1), 10, 60_000),
     "cifar10": ((32, 32, 3), 10, 50_000),
     "cifar100": ((32, 32, 3), 100, 50_000),
     "imagenette": (None, 10, 9_469),
@@ -91,18 +92,20 @@ def shape_of(config: TrainConfig) -> tuple[tuple[int, int, int], int, int]:
     """Image shape, classes and training images of a config's data, which need not be there.
 
     Raises:
-        ValueError: data that no table knows.
+        ValueError: data that no table knows, and folders, whatever their names.
 
     >>> shape_of(TrainConfig(data="tfds:imagenet2012"))
     ((224, 224, 3), 1000, 1281167)
     """
-    for name, (shape, classes, examples) in sorted(DATASETS.items(), key=lambda item: -len(item[0])):
-        if name in config.data:
-            side = config.decode.image_size
-            return shape or (side, side, 3), classes, examples
-    raise ValueError(
-        f"data is {config.data!r}: a plan knows {', '.join(DATASETS)}; give classes, examples, image_shape"
-    )
+    kind, _, rest = config.data.rpartition(":")
+    name = rest.rstrip("/").rpartition("/")[2] if kind == "idx" else rest.partition("/")[0]
+    if kind == "folder" or name not in DATASETS:
+        raise ValueError(
+            f"data is {config.data!r}: of what it holds a plan knows nothing; it knows {', '.join(DATASETS)}"
+        )
+    shape, classes, examples = DATASETS[name]
+    side = config.decode.image_size
+    return shape or (side, side, 3), classes, examples
 
 
 def lower_step(config: TrainConfig, devices, image_shape, classes: int, examples: int):

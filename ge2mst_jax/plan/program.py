@@ -6,13 +6,14 @@ import re
 
 #: Kinds of work, by what stands in an operation's name; the first that matches.
 _KINDS = (
-    ("augmentation", r"vmap|augment|_beta|_gamma|shuffle"),
     ("attention", r"attention\.attend"),
     ("depth-wise map", r"local\.convolve/(?!norm)"),
     ("BatchNorm", r"/norm/"),
     ("products", r"conv_general_dilated|dot_general"),
     ("neurons", r"\.fire"),
 )
+#: And of what stands in no layer.
+_OUTSIDE = (("augmentation", r"vmap|augment|_beta|_gamma|shuffle"),)
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^)]*\)|\(.*\)) -> .*\{$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NAME = re.compile(r'op_name="([^"]*)"')
@@ -33,7 +34,7 @@ class Work:
         cycles: estimated, all runs together.
         stage: `stem`, `stage_0`, ..., `head`, or `outside`: augmentation, optimiser, averages.
         direction: `forward`, `backward` or `outside`.
-        kind: of `_KINDS`, or `other`.
+        kind: of `_KINDS` or `_OUTSIDE`, or `other`.
     """
 
     name: str
@@ -52,11 +53,8 @@ def named(name: str, cycles: int) -> Work:
     """
     stage = _STAGE.search(name)
     direction = "backward" if "transpose(jvp" in name else "forward" if "jvp(" in name else "outside"
-    within = [pair for pair in _KINDS if stage or pair[0] == "augmentation"]
-    kind = next(
-        (kind for kind, pattern in within if re.search(pattern, name) and not (stage and kind == "augmentation")),
-        "other",
-    )
+    kinds = _KINDS if stage else _OUTSIDE
+    kind = next((kind for kind, pattern in kinds if re.search(pattern, name)), "other")
     where = {"neuron_head": "head"}.get(stage[1], stage[1]) if stage else "outside"
     return Work(name, cycles, where, direction, kind)
 

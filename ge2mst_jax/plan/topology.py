@@ -66,4 +66,9 @@ def open_topology(text: str):
             f"topology {text}: the compiler does not know it ({one_line(error)[:120]}); "
             f"shapes of {chip.name} are {SHAPES[chip.name]}"
         ) from error
+    if len(devices) != count:
+        raise ValueError(
+            f"topology {text}: the compiler shows {len(devices)} devices of {count} chips, and figures of a part of "
+            "a chip are not planned: take v5e or v6e"
+        )
     return chip, list(devices)

@@ -19,6 +19,7 @@ from ge2mst_jax.convert import (
     measure_drift,
 )
 from ge2mst_jax.convert.deploy import forward
+from ge2mst_jax.convert.fixed_point import guarded_sums_fit, leaves, to_integers
 from ge2mst_jax.models import StageSize, ge2mst
 from ge2mst_jax.nn import ConvBlock
 
@@ -74,6 +75,21 @@ def test_first_current_differs_from_the_training_network_by_rounding_alone(model
         rounding = (18 * 255 + 1) * 2.0 ** -(f + 1)
         assert np.abs(exact - current).max() <= rounding + own
     assert np.abs(exact).max() > 100 * (18 * 255 + 1) * 2.0 ** -(fraction_bits(coarse, name) + 1)
+
+
+def test_weights_have_as_many_guard_bits_as_their_sums_hold(model, variables, net):
+    folded, _ = fold(model, variables, SHAPE)
+    guards = {}
+    for name, record in net.layers.items():
+        if getattr(record, "role", "head") != "head":
+            guard, f = (
+                int(leaves(net.params, name)["guard"]),
+                next(x.fraction_bits for x in net.formats if name in x.parts),
+            )
+            finer = to_integers(leaves(folded, name)["kernel"], f + guard + 1)
+            assert guard == 8 or not guarded_sums_fit(finer, guard + 1, record, 31), name
+            guards[name] = guard
+    assert min(guard for name, guard in guards.items() if not name.endswith("local")) >= 4
 
 
 def test_deployed_network_is_the_training_network(net):

@@ -10,6 +10,7 @@ import tyro
 from prepare_data import PrepareData
 from train import CONFIGS, Launch, config_names, load_config
 
+from ge2mst_jax.plan import shape_of
 from ge2mst_jax.train.setup import set_up
 
 #: Of each config's data: image shape, classes, training images.
@@ -41,6 +42,11 @@ def commands(name: str) -> list[list[str]]:
 
 def test_every_config_is_in_the_table():
     assert config_names() == sorted(DATA)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_plan_knows_the_data_of_every_config(name):
+    assert shape_of(load_config(name)) == DATA[name]
 
 
 @pytest.mark.parametrize("name", DATA)
