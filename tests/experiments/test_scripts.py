@@ -185,6 +185,8 @@ def test_export_refuses_a_file_that_differs_and_one_that_does_not_run(run_dir, t
     monkeypatch.setattr(export, "ALONE", export.ALONE.replace("np.load(", "255 - np.load("))
     assert run(export, export.Export, *arguments) == 2
     assert "digits does not give the network's logits on cpu" in capsys.readouterr().err
+    assert not (tmp_path / "digits").exists()  # what must not be used is not left to be used
+    assert not (tmp_path / "digits.json").exists()
     monkeypatch.setattr(export, "ALONE", "import ge2mst_nowhere")
     assert run(export, export.Export, *arguments) == 2
     assert "digits does not run without this package: ModuleNotFoundError" in capsys.readouterr().err
