@@ -85,9 +85,8 @@ def medians(alternatives: dict, rounds: int) -> dict[str, float]:
 def random_batch(options: Bench):
     random = np.random.default_rng(0)
     shape = (options.batch_size, options.image_size, options.image_size, 3)
-    return jnp.asarray(random.integers(0, 256, shape, np.uint8)), jnp.asarray(
-        random.integers(0, 10, shape[0], np.int32)
-    )
+    images = random.integers(0, 256, shape, np.uint8)
+    return jnp.asarray(images), jnp.asarray(random.integers(0, 10, shape[0], np.int32))
 
 
 def training_step(options: Bench, **changes):

@@ -37,8 +37,8 @@ class DeployedNet:
 
     Args:
         model: the network definition.
-        params: `{layer: {kernel, bias | threshold | shift}}`, nested, int32; one is worth `2^-f` of its current
-            (`shift` is the `f` of the current that an attention's counts join).
+        params: `{layer: {kernel, bias, guard | threshold | shift}}`, nested, int32; one is worth `2^-f` of its current,
+            of a kernel `2^-(f+guard)` (`shift` is the `f` of the current that an attention's counts join).
         formats: of every current.
         image_shape: `(H, W, C)`.
         digest: SHA-256 of all of the above, as `deploy` made them.
@@ -243,7 +243,8 @@ def deploy(
     Every layer folds itself: `W' = W·γ/σ`, `b' = β - μγ/σ` (σ is that of sums of levels, so it holds θ); the head
     `W·θ`, attention its thresholds. All summands of a current (the residual stream has
     one) then become integers, each worth `2^-f`, thresholds even ones, with the largest `f` for which the worst-case
-    bound `Σ|W'|·L + |b'| + θ/2` stays below `2^current_bits`: so every addition is exact, in any order.
+    bound `Σ|W'|·L + |b'| + θ/2` stays below `2^current_bits`: so every addition is exact, in any order. Weights have up
+    to 8 guard bits more, as many as the words of their sum hold; the sum is rounded once, when it is whole.
 
     Args:
         model: from `create_model`, with `neuron="expg"`.

@@ -31,8 +31,8 @@ class AttentionLayer(nn.Module):
         return self.attend(q, k, v)
 
 
-def counts_of(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, precision=None):
-    """`A·v`, integers as float32, `[B, H, W, C]`; with steps before `B` where the signals have them.
+def attention_counts(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, precision=None):
+    """`A·v` as a current of integers, and what it leaves in `aux`.
 
     Args:
         q, k: signals of one step a neuron; or all three at every step.
@@ -40,22 +40,16 @@ def counts_of(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, precision=
         layer: whose heads and scales.
         precision: of its products.
     """
-    keys, queries = (split(x.planes.astype(jnp.float32), layer.heads) for x in (k, q))
-    grid = v.image_shape[:2]
-    of_values, of_queries = attention_halves(queries, keys, layer.scales, precision, grid=grid)
-    return v.integrate(lambda x: of_values(split(x.astype(jnp.float32), layer.heads)), lambda x: join(of_queries(x)))
-
-
-def attention_current(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, counts):
-    """Counts (of `counts_of`) as a current, and what an attention leaves in `aux`."""
     heads, scales, name = layer.heads, layer.scales, "/".join(layer.path)
+    height, width, channels = v.image_shape
+    keys, queries = (split(x.planes.astype(jnp.float32), heads) for x in (k, q))
+    of_values, of_queries = attention_halves(queries, keys, scales, precision, grid=(height, width))
+    counts = v.integrate(lambda x: of_values(split(x.astype(jnp.float32), heads)), lambda x: join(of_queries(x)))
     made = AttentionRecord(
-        synops=None if layer.wire.capture == "none" else _synops(q, k, v, heads, scales),
+        synops=None if layer.wire.capture == "none" else _synops(queries, keys, v, heads, scales),
         sources=(q.source, k.source, v.source),
         products=tuple(_products(q, k, v, heads, scales)),
-        bound=max(scale.tokens for scale in scales)
-        * (v.image_shape[-1] // heads)
-        * (1 if v.code is None else v.code.max_level),
+        bound=max(scale.tokens for scale in scales) * (channels // heads) * (1 if v.code is None else v.code.max_level),
         out_shape=v.image_shape,
     )
     return Current(counts, (name,), v.form == "steps"), {name: made}
@@ -71,7 +65,7 @@ def join(x):
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def _synops(q: Signal, k: Signal, v: Signal, heads: int, scales):
+def _synops(queries, keys, v: Signal, heads: int, scales):
     """`[B]` int32, exact: 0 where real numbers are sent, which no spike adds up."""
     if v.real:
         return jnp.zeros(len(v.data), jnp.int32)
@@ -79,7 +73,7 @@ def _synops(q: Signal, k: Signal, v: Signal, heads: int, scales):
         spikes = v.planes
     else:
         spikes = v.data.sum(0) if v.form == "train" else v.code.count(v.data)
-    operands = (jax.lax.stop_gradient(split(x, heads)) for x in (q.planes, k.planes, spikes))
+    operands = (jax.lax.stop_gradient(x) for x in (queries, keys, split(spikes, heads)))
     synops = attention_synops(*operands, scales, grid=v.image_shape[:2])  # [N]
     return synops.reshape(v.data.shape[0] if v.form == "steps" else 1, -1).sum(0) if synops.size else synops  # [B]
 

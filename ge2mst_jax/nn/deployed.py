@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from ge2mst_jax.nn.attention import AttentionLayer, attention_current, counts_of
+from ge2mst_jax.nn.attention import AttentionLayer, attention_counts
 from ge2mst_jax.nn.neuron import NeuronLayer
 from ge2mst_jax.nn.planes import EXACT, integer_conv, integer_sums
 from ge2mst_jax.nn.synapse import HeadLayer, SynapseLayer, summed_over_tokens
@@ -52,7 +52,7 @@ class Attention(AttentionLayer):
 
     def attend(self, q, k, v):
         """`(Current, None, aux)`: the counts, shifted to their current's `2^-f` by the layer's `shift`."""
-        counts, aux = attention_current(q, k, v, self, counts_of(q, k, v, self, "highest"))
+        counts, aux = attention_counts(q, k, v, self, "highest")
         ((name, record),) = aux.items()
         if record.bound > EXACT:
             raise ValueError(f"{name}: counts up to {record.bound} leave float32's {EXACT}: use smaller token groups")

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.nn.attention import AttentionLayer, attention_current, counts_of, unit_of
+from ge2mst_jax.nn.attention import AttentionLayer, attention_counts, unit_of
 from ge2mst_jax.nn.kept import of_levels
 from ge2mst_jax.nn.maps import conv2d
 from ge2mst_jax.nn.neuron import NeuronLayer
@@ -120,6 +120,6 @@ class Attention(AttentionLayer):
 
     def attend(self, q, k, v):
         """`(Current, unit, aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
-        counts, aux = attention_current(q, k, v, self, counts_of(q, k, v, self))
+        counts, aux = attention_counts(q, k, v, self)
         unit = unit_of(q, k, v, self.heads, self.scales)
         return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux
