@@ -192,7 +192,7 @@ def deployed(options: Bench) -> dict:
         net = deploy(made["expg"], variables["expg"], images.shape[1:], current_bits=bits)
         for execution in ("dense", "spiking"):
             module = net.executed(execution, "none")
-            calls[f"{execution}_{bits}"] = functools.partial(forward, module, {"params": net.params}, images)
+            calls[f"{execution}_{bits}"] = functools.partial(forward, module, net.variables(execution), images)
     if options.peer:
         calls["peer"] = peer(options.batch_size)
     seconds = medians(calls, options.rounds)

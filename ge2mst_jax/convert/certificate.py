@@ -122,11 +122,11 @@ def _check_guard(name, record, arrays, current_bits) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("dense", "spiking"))
-def _differences(dense, spiking, dense_params, spiking_params, images):
+def _differences(dense, spiking, dense_variables, spiking_variables, images):
     """Per neuron layer `(spikes differing, levels differing, spikes fired)` of each image, logits differing, and the
     sums of both executions."""
-    sums, expected = forward(dense, {"params": dense_params}, images)
-    other_sums, found = forward(spiking, {"params": spiking_params}, images)
+    sums, expected = forward(dense, dense_variables, images)
+    other_sums, found = forward(spiking, spiking_variables, images)
     counts = {}
     for name, record in expected.items():
         if isinstance(record, NeuronRecord):
@@ -153,12 +153,13 @@ def compare_executions(dense: DeployedNet, spiking: DeployedNet, images, batch_s
     check_whole("batch_size", batch_size, 1, 2**20)
     _check_some(images, dense.image_shape)
     models = dense.executed("dense", "levels"), spiking.executed("spiking", "levels")
+    variables = dense.variables("dense"), spiking.variables("spiking")
     # Named from `layers`, in the order of the network: a dict comes out of jit sorted.
     totals = {name: [0, 0, 0] for name, record in dense.layers.items() if isinstance(record, NeuronRecord)}
     logits, sums = 0, []
     for start in range(0, len(images), batch_size):
         batch = jnp.asarray(images[start : start + batch_size])
-        counts, differing, *both = jax.device_get(_differences(*models, dense.params, spiking.params, batch))
+        counts, differing, *both = jax.device_get(_differences(*models, *variables, batch))
         logits += int(differing)
         sums.append(both)
         for name, total in totals.items():
@@ -183,7 +184,7 @@ def check_reference(net: DeployedNet, images, executions=("dense", "spiking")) -
     """
     for execution in executions if len(images) else ():
         model = net.executed(execution, "levels")
-        found, aux = jax.device_get(forward(model, {"params": net.params}, jnp.asarray(images)))
+        found, aux = jax.device_get(forward(model, net.variables(execution), jnp.asarray(images)))
         for i, image in enumerate(images):
             levels, sums = run_reference(net, np.asarray(image))
             for name in (n for n in levels if n in aux):

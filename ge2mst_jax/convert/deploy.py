@@ -13,12 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ge2mst_jax.checks import check_number, check_whole, shown
-from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat, choose_format, nest, shared_currents
+from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
+from ge2mst_jax.convert.fixed_point import (
+    ConversionError,
+    CurrentFormat,
+    choose_format,
+    leaves,
+    nest,
+    shared_currents,
+)
 from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.models import model_fields
 from ge2mst_jax.nn import Arithmetic, SynapseRecord, check_images
 from ge2mst_jax.nn.images import NO_SUM
+from ge2mst_jax.nn.planes import planes_of
+
+#: How a deployed network runs.
+EXECUTED = ("dense", "spiking")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "train"))
@@ -67,14 +78,42 @@ class DeployedNet:
 
     def __call__(self, images, execution: str = "dense", capture: str = "counts"):
         check_images(images, self.image_shape)
-        sums, aux = forward(self.executed(execution, capture), {"params": self.params}, jnp.asarray(images))
+        sums, aux = forward(self.executed(execution, capture), self.variables(execution), jnp.asarray(images))
         return self.logits(sums), aux
 
     def executed(self, execution: str, capture: str = "counts") -> nn.Module:
-        """The network's definition under an execution; `.apply({"params": net.params}, ...)` gives certified sums."""
-        if execution not in ("dense", "spiking"):
-            raise ValueError(f"unknown execution {execution!r}: known are dense, spiking")
+        """The network's definition under an execution; `.apply(net.variables(execution), ...)` gives certified sums."""
+        check_choice("execution", execution, EXECUTED)
         return self.model.clone(execution=execution, capture=capture)
+
+    def variables(self, execution: str = "dense") -> dict:
+        """What `executed(execution)` is applied to, on the device, made once: the parameters, and their planes.
+
+        `{"params": net.params}` alone gives the same sums; every call then cuts the weights anew.
+        """
+        check_choice("execution", execution, EXECUTED)
+        if execution not in self._made:
+            planes = {name: self._planes(name, record, execution) for name, record in self.layers.items()}
+            cut = {f"{name}/{key}" for name, arrays in planes.items() for key in arrays}
+            arrays = traverse_util.flatten_dict(self.params, sep="/")
+            # Weights that are cut need not be on the device.
+            params = {path: array if path in cut else jnp.asarray(array) for path, array in arrays.items()}
+            planes = nest(jax.tree.map(jnp.asarray, planes))
+            self._made[execution] = {"params": traverse_util.unflatten_dict(params, sep="/"), "planes": planes}
+        return self._made[execution]
+
+    def _planes(self, name, record, execution) -> dict:
+        """`{"kernel": Planes}` of a layer that multiplies planes; else nothing."""
+        if not isinstance(record, SynapseRecord) or record.role == "head" or record.depth_wise:
+            return {}
+        spikes = execution == "spiking" and record.source in self.layers  # an image that is no neuron layer stays one
+        arithmetic = Arithmetic(self.model.current_bits, self.model.backend)
+        kernel, level = leaves(self.params, name)["kernel"], record.max_level
+        return {"kernel": planes_of(kernel, level, arithmetic, 1 if spikes else level)}
+
+    @functools.cached_property
+    def _made(self) -> dict:
+        return {}
 
     def logits(self, sums):
         """Logits from the head's certified sums: float32, divided by the number of tokens, nan where there is none."""
@@ -244,7 +283,7 @@ def deploy(
     `W·θ`, attention its thresholds. All summands of a current (the residual stream has
     one) then become integers, each worth `2^-f`, thresholds even ones, with the largest `f` for which the worst-case
     bound `Σ|W'|·L + |b'| + θ/2` stays below `2^current_bits`: so every addition is exact, in any order. Weights have up
-    to 8 guard bits more, as many as the words of their sum hold; the sum is rounded once, when it is whole.
+    to 7 guard bits more, as many as the words of their sum hold; the sum is rounded once, when it is whole.
 
     Args:
         model: from `create_model`, with `neuron="expg"`.

@@ -46,10 +46,10 @@ class Drift:
 
 
 @functools.partial(jax.jit, static_argnames=("training", "dense"))
-def _compared(training, dense, source, params, images):
+def _compared(training, dense, source, variables, images):
     """Levels differing of each neuron layer and image, `[B]`; the trained network's logits; the deployed one's sums."""
     logits, expected = forward(training, source, images)
-    sums, found = forward(dense, {"params": params}, images)
+    sums, found = forward(dense, variables, images)
     differing = {
         name: jnp.sum(record.levels.astype(jnp.int32) != found[name].levels.astype(jnp.int32), (1, 2, 3))
         for name, record in expected.items()
@@ -74,13 +74,13 @@ def measure_drift(net: DeployedNet, images, batch_size: int = 64, progress=None)
     """
     if net.source is None:
         raise ValueError("this network does not carry its training network")
-    models = net.model.clone(capture="levels"), net.executed("dense", "levels")
+    models, variables = (net.model.clone(capture="levels"), net.executed("dense", "levels")), net.variables("dense")
     totals, equal, largest, all_logits = {}, 0, 0.0, []
     for start in range(0, len(images), batch_size):
         batch = jnp.asarray(images[start : start + batch_size])
         # What trained in bfloat16 is compared as it was trained; float32 products are float32 on every backend.
         with jax.default_matmul_precision("highest"):
-            differing, logits, sums = jax.device_get(_compared(*models, net.source, net.params, batch))
+            differing, logits, sums = jax.device_get(_compared(*models, net.source, variables, batch))
         for name, counts in differing.items():
             totals[name] = totals.get(name, 0) + int(counts.astype(np.int64).sum())
         equal += int((sum(differing.values()) == 0).sum())

@@ -110,8 +110,7 @@ def guarded_sums_fit(kernel, guard: int, record: SynapseRecord, current_bits: in
     """Whether a synapse's sums are exact with these weights (integers) of `guard` guard bits: see `nn.sums_fit`."""
     sizes = np.abs(kernel).reshape(-1, kernel.shape[-1])
     total, largest = int(sizes.sum(0).max()) * record.max_level, int(sizes.max())
-    depth_wise = record.groups == record.in_shape[-1] == record.out_shape[-1]
-    fan_in = None if depth_wise else int(np.prod(kernel.shape[:-1]))
+    fan_in = None if record.depth_wise else int(np.prod(kernel.shape[:-1]))
     return sums_fit(total, largest, fan_in, record.max_level, current_bits, guard)
 
 

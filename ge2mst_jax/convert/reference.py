@@ -96,8 +96,8 @@ class _Walk:
         width = group_width or levels.shape[-1]
         kernel = self.array(name, "kernel", (size, size, width, features))
         guard = self.array(name, "guard", ())
-        if not 0 <= guard <= 8:
-            raise ValueError(f"{name}: guard is {guard}: it must be 0 to 8")
+        if not 0 <= guard <= 7:
+            raise ValueError(f"{name}: guard is {guard}: it must be 0 to 7")
         sums = inside(name, rounded(convolve(levels, kernel, stride), guard))
         return inside(name, sums + self.array(name, "bias", (features,)))
 

@@ -201,9 +201,10 @@ def live_equations(jaxpr):
     return reversed(kept)
 
 
-def kinds_of(params):
-    """Kinds of a deployed network's parameters: real, but for the places of its shifts, which its formats fix."""
-    return jax.tree.map_with_path(lambda path, _: "places" if path[-1].key in ("shift", "guard") else "real", params)
+def kinds_of(variables):
+    """Kinds of a deployed network's variables: real, but for the places of its shifts, which its formats fix."""
+    places = (jax.tree_util.DictKey("shift"), jax.tree_util.DictKey("guard"))
+    return jax.tree.map_with_path(lambda path, _: "places" if path[-1] in places else "real", variables)
 
 
 def list_products(function, arguments, kinds) -> list[Product]:
@@ -314,12 +315,12 @@ def audit(net, execution: str = "spiking") -> Audit:
     >>> found.real_x_real, found.violations
     (0, ())
     """
-    model = net.executed(execution)
+    model, variables = net.executed(execution), net.variables(execution)
     image = jax.ShapeDtypeStruct((1, *net.image_shape), jnp.uint8)
     coded = getattr(model, "input_code", "direct") == "1x8"
     products = list_products(
-        lambda params, images: model.apply({"params": params}, images)[0],
-        (net.params, image),
-        (kinds_of(net.params), "level" if coded else "real"),
+        lambda variables, images: model.apply(variables, images)[0],
+        (variables, image),
+        (kinds_of(variables), "level" if coded else "real"),
     )
     return Audit(execution, tuple(products), not coded)

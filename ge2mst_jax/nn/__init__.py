@@ -12,7 +12,15 @@ from ge2mst_jax.nn.blocks import (
 from ge2mst_jax.nn.images import check_images, in_range, pixels, refuse_others
 from ge2mst_jax.nn.layers import Attention, Head, Neuron, Synapse
 from ge2mst_jax.nn.maps import conv2d, fan_out, output_size
-from ge2mst_jax.nn.planes import MAX_GUARD_BITS, Arithmetic, integer_conv, integer_sums, sums_fit
+from ge2mst_jax.nn.planes import (
+    MAX_GUARD_BITS,
+    Arithmetic,
+    Planes,
+    integer_conv,
+    integer_sums,
+    planes_of,
+    sums_fit,
+)
 from ge2mst_jax.nn.wire import (
     CAPTURES,
     DTYPES,
@@ -45,6 +53,7 @@ __all__ = [
     "Head",
     "Neuron",
     "NeuronRecord",
+    "Planes",
     "Signal",
     "Stem",
     "Synapse",
@@ -58,6 +67,7 @@ __all__ = [
     "integer_sums",
     "output_size",
     "pixels",
+    "planes_of",
     "refuse_others",
     "sums_fit",
 ]

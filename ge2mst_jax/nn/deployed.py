@@ -27,8 +27,11 @@ class Synapse(SynapseLayer):
     def convolve(self, signal, kernel, train, unit):
         """The convolution in planes, whole before it is rounded, and the bias."""
 
+        planes = self.get_variable("planes", "kernel")  # `DeployedNet.variables` cuts them once
+
         def linear_map(x):
-            return integer_sums(x, kernel, self.stride, signal.code.max_level, self.wire.arithmetic)
+            level, arithmetic = signal.code.max_level, self.wire.arithmetic
+            return integer_sums(x, kernel, self.stride, level, arithmetic, signal.arriving, planes)
 
         current = signal.integrate(linear_map).rounded(self.get_variable("params", "guard"))  # `convert` makes it
         return current + align(self.get_variable("params", "bias"), current)

@@ -19,6 +19,7 @@ program is exported), the map is computed by kernel taps, one matrix product eac
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,8 @@ from ge2mst_jax.spiking.codes import MAX_LEVEL
 CURRENT_BITS = (31, 24)
 BACKENDS = ("cpu", "gpu", "tpu")
 OPERAND_TYPES = ("float32", "bfloat16")
-#: As many as the narrowest low plane holds.
-MAX_GUARD_BITS = 8
+#: Of the stem's weights: with one more, the sums of a step of pixels' spikes would just leave one plane.
+MAX_GUARD_BITS = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,9 @@ class Arithmetic:
 
 
 @functools.cache
-def plane_widths(fan_in: int, max_level: int, sum_bits: int, operand_type: str) -> tuple[int, int]:
+def plane_widths(
+    fan_in: int, max_level: int, sum_bits: int, operand_type: str, arriving: int | None = None
+) -> tuple[int, int]:
     """`(planes, bits)`: how many planes, each but the uppermost with balanced digits of so many bits.
 
     A low plane's digits reach `2^(bits-1)`, the uppermost plane holds what is left. As few planes as keep every
@@ -75,6 +78,7 @@ def plane_widths(fan_in: int, max_level: int, sum_bits: int, operand_type: str) 
         max_level: `L` of what arrives.
         sum_bits: `Σ|W|·L` stays below `2^sum_bits`.
         operand_type: `"float32"` or `"bfloat16"`.
+        arriving: the largest number that arrives at once: 1 of a step's spikes, which takes fewer planes; else `L`.
 
     Raises:
         ValueError: so many weights that not even digits of 2 bits add up within `2^24`.
@@ -83,9 +87,13 @@ def plane_widths(fan_in: int, max_level: int, sum_bits: int, operand_type: str) 
     ((2, 12), (1, 12))
     >>> plane_widths(9 * 128, 6, 31, "bfloat16")
     (4, 9)
+    >>> plane_widths(27, 255, 38, "float32"), plane_widths(27, 255, 38, "float32", 1)
+    ((3, 12), (2, 18))
     """
+    arriving = arriving or max_level
     bits = 1
-    while fan_in * max_level * 2**bits <= EXACT and (bits < 9 or operand_type == "float32"):
+    # All steps of a low word are added up in int32.
+    while fan_in * max(arriving * 2**6, max_level) * 2**bits <= 2**30 and (bits < 9 or operand_type == "float32"):
         bits += 1
     if bits < 2:
         raise ValueError(
@@ -93,7 +101,7 @@ def plane_widths(fan_in: int, max_level: int, sum_bits: int, operand_type: str) 
             "use fewer channels or levels"
         )
     planes = 1
-    while not _uppermost_fits(planes - 1, bits, fan_in, max_level, sum_bits, operand_type):
+    while not _uppermost_fits(planes - 1, bits, fan_in, 2**sum_bits / max_level, arriving, operand_type):
         planes += 1
     return planes, bits
 
@@ -105,16 +113,17 @@ def sum_bits(max_level: int, current_bits: int) -> int:
     everywhere else the planes that there are have room.
 
     >>> sum_bits(255, 31), sum_bits(6, 31)
-    (39, 31)
+    (38, 31)
     """
     return current_bits + (MAX_GUARD_BITS if max_level == MAX_LEVEL else 0)
 
 
-def _uppermost_fits(low_planes, bits, fan_in, max_level, sum_bits, operand_type) -> bool:
-    cut_off = low_planes * bits
+def _uppermost_fits(low_planes, bits, fan_in, sizes, arriving, operand_type) -> bool:
+    """Whether what low planes leave of weights with `Σ|W| <= sizes` fits one plane."""
+    left = sizes / 2 ** (low_planes * bits)
     rounding = 1 if low_planes else 0  # of each weight, less than one
-    fits = 2**sum_bits / 2**cut_off + rounding * fan_in * max_level <= EXACT
-    return fits and (operand_type == "float32" or 2**sum_bits / max_level / 2**cut_off + rounding <= 256)
+    fits = (left + rounding * fan_in) * arriving <= EXACT
+    return fits and (operand_type == "float32" or left + rounding <= 256)
 
 
 def cut(weights, planes: int, bits: int):
@@ -125,11 +134,38 @@ def cut(weights, planes: int, bits: int):
     """
     made, half = [], 2 ** (bits - 1)
     for _ in range(planes - 1):
-        digit = jnp.bitwise_and(weights, 2**bits - 1)
+        digit = weights & (2**bits - 1)
         upper = (digit >= half).astype(weights.dtype)
-        made.append(digit - jnp.left_shift(upper, bits))
-        weights = jnp.right_shift(weights, bits) + upper
+        made.append(digit - (upper << bits))
+        weights = (weights >> bits) + upper
     return [*made, weights]
+
+
+@struct.dataclass
+class Planes:
+    """Weights as a backend multiplies them: `W = Σ_p 2^(p·bits) parts[p]`, in the type of its operands."""
+
+    parts: tuple[jax.Array, ...]
+    bits: int = struct.field(pytree_node=False)
+    arriving: int = struct.field(pytree_node=False)  # the largest number that they may meet
+
+
+def planes_of(kernel, max_level: int, arithmetic: Arithmetic, arriving: int | None = None) -> Planes:
+    """Cuts weights once for every call to come; NumPy's give NumPy's.
+
+    Args:
+        kernel: `[k, k, C_in/groups, C_out]` int32.
+        max_level, arithmetic, arriving: as of `integer_sums`.
+
+    >>> found = planes_of(jnp.full((1, 1, 1, 1), 1000), 255, Arithmetic(24, "cpu"))
+    >>> [part.item() for part in found.parts], found.bits
+    ([1000.0, 0.0], 17)
+    """
+    operand_type = arithmetic.operand_type(arithmetic.backend or jax.default_backend())
+    bound = sum_bits(max_level, arithmetic.current_bits)
+    planes, bits = plane_widths(math.prod(kernel.shape[:3]), max_level, bound, operand_type, arriving)
+    parts = tuple(plane.astype(operand_type) for plane in cut(kernel, planes, bits))
+    return Planes(parts, bits, arriving or max_level)
 
 
 def sums_fit(total: int, largest: int, fan_in: int | None, max_level: int, current_bits: int, guard: int) -> bool:
@@ -149,18 +185,22 @@ def sums_fit(total: int, largest: int, fan_in: int | None, max_level: int, curre
         return False
     if fan_in is None:
         return total + 2**guard < 2**31
-    return all(_words_hold(total, largest, fan_in, max_level, current_bits, guard, t) for t in OPERAND_TYPES)
+    return all(
+        _words_hold(total, largest, fan_in, max_level, current_bits, guard, operand_type, arriving)
+        for operand_type in OPERAND_TYPES
+        for arriving in (1, max_level)
+    )
 
 
-def _words_hold(total, largest, fan_in, max_level, current_bits, guard, operand_type) -> bool:
-    planes, bits = plane_widths(fan_in, max_level, sum_bits(max_level, current_bits), operand_type)
+def _words_hold(total, largest, fan_in, max_level, current_bits, guard, operand_type, arriving) -> bool:
+    planes, bits = plane_widths(fan_in, max_level, sum_bits(max_level, current_bits), operand_type, arriving)
     rounding = 1 if planes > 1 else 0  # of each weight, less than one
     unit = 2 ** ((planes - 1) * bits)  # of the uppermost plane
-    fits = total + rounding * fan_in * max_level * unit <= EXACT * unit
+    fits = (total + rounding * fan_in * max_level * unit) * arriving <= EXACT * unit * max_level
     if operand_type == "bfloat16":
         fits = fits and largest <= (256 - rounding) * unit
     # The upper word is added up modulo 2^32, as int32 is: what it is part of fits.
-    return fits and (planes == 1 or guard <= bits)
+    return fits and (total + 2**guard < 2**31 if planes == 1 else guard <= bits)
 
 
 @struct.dataclass
@@ -207,10 +247,18 @@ def integer_conv(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic)
     return integer_sums(x, kernel, stride, max_level, arithmetic).rounded()
 
 
-def integer_sums(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic) -> Sums:
+def integer_sums(
+    x, kernel, stride: int, max_level: int, arithmetic: Arithmetic, arriving: int | None = None, planes=None
+) -> Sums:
     """`integer_conv` before its words are put together; weights may have guard bits, as `sums_fit` allows.
 
-    Args, Raises: as `integer_conv`.
+    Args:
+        x, kernel, stride, max_level, arithmetic: as of `integer_conv`.
+        arriving: the largest number in `x` where it is not `L`: 1 of one step's spikes.
+        planes: of the kernel, from `planes_of` with the same arguments, to cut it once for many calls.
+
+    Raises:
+        ValueError: as `integer_conv`, and planes that were cut for other numbers.
 
     Returns:
         `Sums` of `[B, H', W', C_out]`.
@@ -220,21 +268,18 @@ def integer_sums(x, kernel, stride: int, max_level: int, arithmetic: Arithmetic)
         raise ValueError(f"weights of type {kernel.dtype}: those of a deployed network are int32; deploy makes them")
     if groups == x.shape[-1] == kernel.shape[-1]:
         return Sums(by_taps(x.astype(jnp.int32), kernel, stride), None, 0)
-    backend = arithmetic.backend or jax.default_backend()
-    operand_type = arithmetic.operand_type(backend)
-    fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]
-    planes, bits = plane_widths(fan_in, max_level, sum_bits(max_level, arithmetic.current_bits), operand_type)
-    of_group = zip(jnp.split(x.astype(operand_type), groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    backend, level = arithmetic.backend or jax.default_backend(), arriving or max_level
+    planes = planes or planes_of(kernel, max_level, arithmetic, level)
+    if planes.arriving != level:
+        raise ValueError(f"planes for numbers up to {planes.arriving}, but up to {level} arrive: cut them for those")
+    of_group = (jnp.split(a, groups, -1) for a in (x.astype(planes.parts[0].dtype), *planes.parts))
     words = []
-    for arriving, weights in of_group:
-        low, *upper = (
-            _sum_of_products(arriving, plane.astype(operand_type), stride, max_level, backend).astype(jnp.int32)
-            for plane in cut(weights, planes, bits)
-        )
-        shifted = [jnp.left_shift(part, p * bits) if p else part for p, part in enumerate(upper)]
+    for arrived, *parts in zip(*of_group, strict=True):
+        low, *upper = (_sum_of_products(arrived, part, stride, level, backend).astype(jnp.int32) for part in parts)
+        shifted = [jnp.left_shift(part, p * planes.bits) if p else part for p, part in enumerate(upper)]
         words.append((low, sum(shifted[1:], shifted[0])) if upper else (low,))
     low, *high = (jnp.concatenate(parts, -1) if groups > 1 else parts[0] for parts in zip(*words, strict=True))
-    return Sums(low, high[0] if high else None, bits)
+    return Sums(low, high[0] if high else None, planes.bits)
 
 
 def _sum_of_products(x, weights, stride, max_level, backend):

@@ -145,6 +145,11 @@ class Signal:
         return self.data.shape[0] if self.form == "steps" else 0
 
     @property
+    def arriving(self) -> int:
+        """The largest number that one product meets: 1 of spikes, whose steps go through one by one, else `L`."""
+        return self.code.max_level if self.form == "levels" else 1
+
+    @property
     def real(self) -> bool:
         """Whether it carries real numbers, as the ANN reference does."""
         return self.code is None and self.form != "steps"
@@ -205,6 +210,11 @@ class SynapseRecord:
     stride: int = struct.field(pytree_node=False)
     groups: int = struct.field(pytree_node=False)
     max_level: int = struct.field(pytree_node=False)  # of its source; 0 for real numbers
+
+    @property
+    def depth_wise(self) -> bool:
+        """Whether every channel has a kernel of its own."""
+        return self.groups == self.in_shape[-1] == self.out_shape[-1]
 
 
 @struct.dataclass(eq=False)

@@ -291,7 +291,7 @@ def test_current_out_of_bounds_is_found(net):
         check_network(bad)
 
 
-@pytest.mark.parametrize("guard", [-1, 9])
+@pytest.mark.parametrize("guard", [-1, 8])
 def test_guard_bits_that_no_word_holds_are_found(net, guard):
     bad = edited(net, f"{CONV}/guard", lambda a: np.int32(guard))
     with pytest.raises(CertificateError, match=f"{CONV}: its sums, with {guard} guard bits, leave the words"):

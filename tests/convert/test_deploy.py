@@ -21,7 +21,7 @@ from ge2mst_jax.convert import (
 from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.convert.fixed_point import guarded_sums_fit, leaves, to_integers
 from ge2mst_jax.models import StageSize, ge2mst
-from ge2mst_jax.nn import ConvBlock
+from ge2mst_jax.nn import MAX_GUARD_BITS, ConvBlock
 
 IMAGES = random_images(16)
 
@@ -87,7 +87,7 @@ def test_weights_have_as_many_guard_bits_as_their_sums_hold(model, variables, ne
                 next(x.fraction_bits for x in net.formats if name in x.parts),
             )
             finer = to_integers(leaves(folded, name)["kernel"], f + guard + 1)
-            assert guard == 8 or not guarded_sums_fit(finer, guard + 1, record, 31), name
+            assert guard == MAX_GUARD_BITS or not guarded_sums_fit(finer, guard + 1, record, 31), name
             guards[name] = guard
     assert min(guard for name, guard in guards.items() if not name.endswith("local")) >= 4
 

@@ -68,14 +68,14 @@ def test_matrix_products_of_the_spiking_execution_have_spikes_on_one_side(net):
             kinds["attention" if product.layer.endswith("attention/attention") else "weights"].add(product.kinds)
     # A = q kᵀ (or kᵀ v) meets spikes alone, and what it counted meets the spikes of v (or q).
     assert kinds["attention"] == {("binary", "binary"), ("binary", "level")}
-    assert kinds["weights"] == {("binary", "real"), ("binary", "level")}  # a plane's digits may be as small as levels
+    assert kinds["weights"] == {("binary", "real")}
 
 
 @pytest.mark.parametrize("execution", ["dense", "spiking"])
 def test_direct_stem_counts_as_the_one_layer_of_real_products(execution):
     found = audit(deployed(input_code="direct"), execution)
     real = [p for p in found.products if p.kinds == ("real", "real")]
-    assert found.real_x_real == found.counts["real x real"] == len(real) == 2  # planes of its weights
+    assert found.real_x_real == found.counts["real x real"] == len(real) == 3  # planes of its weights
     assert all(product.layer.startswith("stem/synapse") for product in real)
     with pytest.raises(
         AuditError, match=r"^stem/synapse.*: a conv_general_dilated of real by real numbers is left .*'1x8'"

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_maps import KINDS, slow_conv
 
-from ge2mst_jax.nn import Arithmetic, integer_conv, integer_sums, planes, selftest, sums_fit
+from ge2mst_jax.nn import Arithmetic, integer_conv, integer_sums, planes, planes_of, selftest, sums_fit
 from ge2mst_jax.nn.maps import by_taps, convolve
 from ge2mst_jax.nn.planes import EXACT, cut, plane_widths
 from ge2mst_jax.spiking import SpikeCode, expg_charge
@@ -152,7 +152,7 @@ def largest_that_fits(fan_in, max_level, current_bits, guard):
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS, ids=str)
-@pytest.mark.parametrize("guard", [0, 3, 8])
+@pytest.mark.parametrize("guard", [0, 3, 7])
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depth_wise", "1x1", "stem_7x7_stride_4"])
 def test_sums_with_guard_bits_are_rounded_once_and_exactly(kind, guard, arithmetic):
     """Weights so large that the words are full, of both signs: what comes out is rounded from the whole sum."""
@@ -175,29 +175,54 @@ def test_sums_with_guard_bits_are_rounded_once_and_exactly(kind, guard, arithmet
     np.testing.assert_array_equal(np.asarray(rounded, np.int64), expected)
 
 
-@pytest.mark.parametrize("guard", [0, 3, 8])
-def test_sums_of_steps_are_rounded_after_time_has_passed(guard):
-    code = SpikeCode.parse("2x2")
-    kernel = np.random.default_rng(0).integers(-(2**24), 2**24, (3, 3, 4, 5))
-    levels = np.random.default_rng(1).integers(0, 7, (2, 4, 4, 4))
-    spikes = code.encode(jnp.asarray(levels))
+@pytest.mark.parametrize("arithmetic", ARITHMETICS, ids=str)
+@pytest.mark.parametrize("guard", [0, 3, 7])
+@pytest.mark.parametrize(("code", "kind"), [("2x2", "dense"), ("1x8", "stem_7x7_stride_4"), ("8x4", "grouped")])
+def test_sums_of_steps_are_rounded_after_time_has_passed(code, kind, guard, arithmetic):
+    """Spikes take fewer planes than levels: weights so large that the words of both are full, cut once or each time."""
+    channels, size, fan_in, features, stride, grid = KINDS[kind]
+    code, random = SpikeCode.parse(code), np.random.default_rng(guard)
+    most = largest_that_fits(size * size * fan_in, code.max_level, arithmetic.current_bits, guard)
+    most = min(most, (2**31 - 1 << guard) // (code.max_level * size * size * fan_in))
+    kernel = random.integers(-most, most + 1, (size, size, fan_in, features)).astype(np.int32)
+    kernel[..., 0], kernel[..., -1] = most, -most
+    levels = random.integers(0, code.max_level + 1, (3, *grid, channels))
+    levels[0] = code.max_level
+    expected = (2 * slow_conv(levels, kernel, stride).astype(np.int64) + 2**guard) >> (guard + 1)
 
-    def linear_map(x):
-        return integer_sums(x, jnp.asarray(kernel, jnp.int32), 1, 6, Arithmetic())
+    def charged(kernel, planes):
+        def linear_map(x):
+            return integer_sums(x, kernel, stride, code.max_level, arithmetic, 1, planes)
 
-    expected = (2 * slow_conv(levels, kernel, 1).astype(np.int64) + 2**guard) >> (guard + 1)
-    np.testing.assert_array_equal(expg_charge(linear_map, spikes, code).rounded(jnp.int32(guard)), expected)
+        return expg_charge(linear_map, code.encode(jnp.asarray(levels)), code).rounded(jnp.int32(guard))
+
+    for cut_once in (None, planes_of(kernel, code.max_level, arithmetic, 1)):
+        np.testing.assert_array_equal(jax.jit(charged)(kernel, cut_once), expected)
+
+
+def test_planes_of_spikes_meet_no_levels():
+    kernel, x = np.ones((3, 3, 3, 4), np.int32), jnp.zeros((1, 4, 4, 3))
+    for_spikes = planes_of(kernel, 255, Arithmetic(), 1)
+    with pytest.raises(ValueError, match=r"planes for numbers up to 1, but up to 255 arrive: cut them for those"):
+        integer_sums(x, kernel, 1, 255, Arithmetic(), planes=for_spikes)
+
+
+def test_a_step_of_spikes_takes_fewer_planes_than_levels():
+    kernel = np.ones((3, 3, 3, 4), np.int32)
+    for bits, of_levels, of_spikes in ((31, 3, 2), (24, 2, 1)):
+        for number, arriving in ((of_levels, None), (of_levels, 255), (of_spikes, 1)):
+            assert len(planes_of(kernel, 255, Arithmetic(bits, "cpu"), arriving).parts) == number
 
 
 def test_as_many_guard_bits_as_words_hold():
     for total, largest, fan_in, bits, guard in (
-        (2**36 - 2**25, 2**20, 9 * 128, 31, 8),  # two planes of 24 and 12 bits
-        (2**24, 2**20, 9 * 128, 24, 8),  # one plane
-        (2**31 - 2**8 - 1, 2**20, None, 31, 8),  # one word
+        (2**36 - 2**25, 2**20, 9 * 128, 31, 7),  # two planes of 24 and 12 bits
+        (2**24, 2**20, 9 * 128, 24, 7),  # one plane
+        (2**31 - 2**7 - 1, 2**20, None, 31, 7),  # one word
     ):
         assert sums_fit(total, largest, fan_in, 6, bits, guard)
         assert not sums_fit(total * 2, largest, fan_in, 6, bits, guard)
-    assert not sums_fit(1, 1, 9, 6, 31, 9)
+    assert not sums_fit(1, 1, 9, 6, 31, 8)
     assert not sums_fit(1, 1, 9, 6, 31, -1)
     assert not sums_fit(1, 2**31, 9, 6, 31, 0)
 
