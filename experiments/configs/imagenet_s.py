@@ -19,11 +19,18 @@ from ge2mst_jax.train import TrainConfig
 
 CONFIG = TrainConfig(
     data="tfds:imagenet2012",
-    decode=DecodeConfig(image_size=224, random_crop=True, min_area=0.08, flip=True, interpolation="bicubic"),
+    decode=DecodeConfig(
+        image_size=224,
+        random_crop=True,
+        min_area=0.08,
+        flip=True,
+        interpolation="bicubic",
+        randaugment="rand-m9-mstd0.5-inc1",
+    ),
     on_corrupt="skip",
     workers=32,
     prefetch=2,
-    augment=AugmentConfig(randaugment_magnitude=9.0, erasing=0.25, mixup=0.2),
+    augment=AugmentConfig(erasing=0.25, mixup=0.2),
     model="ge2mst_s",
     drop_path=0.05,
     remat="none",

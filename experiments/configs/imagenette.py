@@ -19,10 +19,17 @@ from ge2mst_jax.train import TrainConfig
 
 CONFIG = TrainConfig(
     data="tfds:imagenette/320px-v2",
-    decode=DecodeConfig(image_size=224, random_crop=True, min_area=0.25, flip=True, interpolation="bicubic"),
+    decode=DecodeConfig(
+        image_size=224,
+        random_crop=True,
+        min_area=0.25,
+        flip=True,
+        interpolation="bicubic",
+        randaugment="rand-m9-mstd0.5-inc1",
+    ),
     workers=8,
     prefetch=2,
-    augment=AugmentConfig(randaugment_magnitude=9.0, erasing=0.25),
+    augment=AugmentConfig(erasing=0.25),
     model="ge2mst_s",
     drop_path=0.05,
     dtype="bfloat16",

@@ -15,6 +15,8 @@ from ge2mst_jax.data.randaugment import rand_augment
 class AugmentConfig:
     """What is done to training images on the device; nothing by default.
 
+    RandAugment is here for small images in memory; those that are decoded get it on the host (`DecodeConfig`).
+
     >>> AugmentConfig(crop_padding=4, flip=True).mixes
     False
     """

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ge2mst_jax.checks import check_flag, check_number, check_whole, one_line, shown
+from ge2mst_jax.data.pillow_randaugment import DRAWS_OF_LAYER, MAX_LAYERS, PillowRandAugment
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 #: What undoes each orientation that EXIF knows, and which of these swap width and height.
@@ -28,8 +29,9 @@ MAX_FILE_BYTES = 2**30
 
 #: How often a random crop is drawn before the centre is taken.
 TRIES = 10
-#: Random numbers an example may use: four a try, and one for the flip; a multiple of four.
-DRAWS = 4 * TRIES + 4
+#: Random numbers an example may use: four a try, one for the flip, then RandAugment's; a multiple of four.
+FLIP = 4 * TRIES + 3
+DRAWS = FLIP + 1 + MAX_LAYERS * DRAWS_OF_LAYER
 
 
 class DataError(ValueError):
@@ -61,6 +63,8 @@ class DecodeConfig:
     """Training: mirror left and right every other time."""
     interpolation: str = "bilinear"
     """bilinear or bicubic."""
+    randaugment: str = ""
+    """Training: RandAugment by Pillow, after crop and flip, such as rand-m9-mstd0.5-inc1; nothing if empty."""
 
     def __post_init__(self):
         check_whole("image_size", self.image_size, 1, 8192)
@@ -69,6 +73,8 @@ class DecodeConfig:
             check_flag(name, getattr(self, name))
         if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {shown(self.interpolation)}: it must be bilinear or bicubic")
+        if self.randaugment != "":
+            PillowRandAugment.parse(self.randaugment)
 
 
 def random_box(draws, width: int, height: int, min_area: float = 0.08):
@@ -126,7 +132,7 @@ def decode(data: bytes, config: DecodeConfig, *, where: str, draws=None, channel
 
     Args:
         data: a JPEG, PNG or whatever else Pillow reads (no EPS).
-        config: size, crop, flip.
+        config: size, crop, flip, RandAugment.
         where: the file or record, for the error.
         draws: `DRAWS` numbers, uniform in [0, 1), that decide all that is random; none decodes for evaluation.
         channels: 3, or 1 for grey.
@@ -154,8 +160,10 @@ def decode(data: bytes, config: DecodeConfig, *, where: str, draws=None, channel
         box = tuple(side / scale for side in box)
         resampling = INTERPOLATIONS[config.interpolation]
         resized = upright(convert(image, channels), turn).resize((size, size), resampling, box, reducing_gap=2.0)
-        if draws is not None and config.flip and draws[-1] < 0.5:
+        if draws is not None and config.flip and draws[FLIP] < 0.5:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # ten times faster than numpy
+        if draws is not None and config.randaugment:
+            resized = PillowRandAugment.parse(config.randaugment)(resized, draws[FLIP + 1 :])
         return np.asarray(resized).reshape(size, size, channels)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ge2mst_jax.checks import check_number, check_whole
-from ge2mst_jax.data.decode import DRAWS, DecodeConfig, random_box
+from ge2mst_jax.data.decode import DRAWS, FLIP, DecodeConfig, random_box
 from ge2mst_jax.data.folder import FolderSource
 from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan, TrainBatches
@@ -27,7 +27,7 @@ def plain_pillow(source: FolderSource, indices, config: DecodeConfig, rng: np.ra
             box = random_box(draws, *image.size, config.min_area)
             size = (config.image_size, config.image_size)
             image = image.convert("RGB").crop(box).resize(size, Image.Resampling.BILINEAR)
-            if config.flip and draws[-1] < 0.5:
+            if config.flip and draws[FLIP] < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             images.append(np.asarray(image))
     return np.stack(images)

@@ -15,6 +15,7 @@ from tiny_sets import encoded, picture
 
 from ge2mst_jax.data.decode import (
     DRAWS,
+    FLIP,
     MAX_FILE_BYTES,
     CorruptImageError,
     DataError,
@@ -81,7 +82,7 @@ def test_training_without_a_random_crop_is_evaluation_and_a_flip():
     pixels, config = picture(0, 8), DecodeConfig(image_size=8, random_crop=False)
     draws = [0.5] * DRAWS
     assert np.array_equal(decode(encoded(pixels), config, where="a", draws=draws), pixels)
-    draws[-1] = 0.4
+    draws[FLIP] = 0.4
     assert np.array_equal(decode(encoded(pixels), config, where="a", draws=draws), pixels[:, ::-1])
     config = DecodeConfig(image_size=8, random_crop=False, flip=False)
     assert np.array_equal(decode(encoded(pixels), config, where="a", draws=draws), pixels)
