@@ -32,7 +32,8 @@ from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.data import AugmentConfig, open_source
 from ge2mst_jax.data.throughput import measure
 from ge2mst_jax.files import write_whole
-from ge2mst_jax.grouping import Scale, gw_attention, ssa
+from ge2mst_jax.grouping import attention_synops, gw_attention
+from ge2mst_jax.nn import ATTENTION_RATES
 from ge2mst_jax.provenance import environment
 from ge2mst_jax.train import TrainConfig, set_up
 from ge2mst_jax.train.command import run_command
@@ -147,29 +148,37 @@ def training_over_time_steps(options: Bench) -> dict:
     return rows
 
 
-def quadratic_ssa(q, k, v):
-    """Full attention as most of the field computes it, `A = q kᵀ` first: what `ssa` avoids where tokens outnumber d."""
-    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))  # [N, h, d]
-    return jnp.einsum("hnm,mhe->nhe", jnp.einsum("nhd,mhd->hnm", q, k), v)
+#: Rates at which attention takes one order of its products or the other, whatever the shapes.
+KEYS_FIRST, QUERIES_FIRST = (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)
 
 
 def attention(options: Bench, heads: int = 4, width: int = 32) -> dict:
-    """GW-SSA in groups of 7x7 against full attention, both orders of its products, by the number of tokens."""
-    scales = (Scale("block", 7), Scale("grid", 7))
-    sides = (14, 28, 56)
+    """GW-SSA in groups of 7 or 8 tokens against full attention in both orders of its products, by the token grid.
+
+    Operands fire at `ATTENTION_RATES`; synops are exact counts of those spikes.
+    """
+    shapes = {
+        side: ("block1x7", "grid7x1") if side % 7 == 0 else ("block2x4", "grid4x2") for side in (8, 14, 16, 28, 56)
+    }
     if options.quick:
-        scales, sides = (Scale("block", 2), Scale("grid", 2)), (4, 8)
+        shapes = {4: ("block1x2", "grid2x1"), 8: ("block2x4", "grid4x2")}
     random, rows = np.random.default_rng(0), {}
-    for side in sides:
-        q, k, v = (jnp.float32(random.random((side, side, heads, width)) < 0.2) for _ in "qkv")
+    for side, scales in shapes.items():
+        q, k, v = (jnp.float32(random.random((side, side, heads, width)) < rate) for rate in ATTENTION_RATES)
+        whole = (f"block{side}",)
         forms = {
-            "gw_ssa": jax.jit(functools.partial(gw_attention, scales=scales, grid=(side, side))),
-            "ssa": jax.jit(functools.partial(ssa, grid=(side, side))),
-            "ssa_quadratic": jax.jit(quadratic_ssa),
+            "gw_ssa": (scales, ATTENTION_RATES),
+            "keys_first": (whole, KEYS_FIRST),
+            "queries_first": (whole, QUERIES_FIRST),
         }
-        seconds = medians({n: functools.partial(f, q, k, v) for n, f in forms.items()}, options.rounds)
-        flops = {n: f.lower(q, k, v).compile().cost_analysis()["flops"] for n, f in forms.items()}
-        rows[str(side**2)] = {n: {"seconds": seconds[n], "flops": flops[n]} for n in forms}
+        forms = {name: dict(scales=given, rates=rates, grid=(side, side)) for name, (given, rates) in forms.items()}
+        calls = {name: jax.jit(functools.partial(gw_attention, **given)) for name, given in forms.items()}
+        seconds = medians({n: functools.partial(f, q, k, v) for n, f in calls.items()}, options.rounds)
+        rows[str(side)] = {
+            name: {"seconds": seconds[name], "synops": int(attention_synops(q, k, v, **given))}
+            for name, given in forms.items()
+        }
+        rows[str(side)]["scales"] = scales
     return rows
 
 
@@ -275,11 +284,14 @@ def steps_table(found: dict, rows: dict) -> Table:
 
 
 def attention_table(found: dict, rows: dict) -> Table:
-    table = Table("tokens", title="attention, 4 heads of width 32, milliseconds (MFLOP)")
-    for column in ("GW-SSA", "SSA, q(kᵀv)", "SSA, (qkᵀ)v"):
+    table = Table("tokens", title="attention, 4 heads of width 32, thousand synops (milliseconds)")
+    for column in ("groups", "GW-SSA", "SSA, q(kᵀv)", "SSA, (qkᵀ)v", "of the cheaper"):
         table.add_column(column, justify="right")
-    for tokens, row in rows.items():
-        table.add_row(tokens, *(f"{_milliseconds(r)} ({r['flops'] / 1e6:.1f})" for r in row.values()))
+    for side, row in rows.items():
+        forms = [row[name] for name in ("gw_ssa", "keys_first", "queries_first")]
+        cells = (f"{form['synops'] / 1e3:,.0f} ({_milliseconds(form)})" for form in forms)
+        share = forms[0]["synops"] / min(form["synops"] for form in forms[1:])
+        table.add_row(f"{side}²", " ".join(row["scales"]), *cells, f"{share:.2f}")
     return table
 
 

@@ -5,8 +5,8 @@
 
 after imagenet_b. On several hosts: experiments/launch/tpu_vm.sh or gke_xpk.sh, see docs/tpu.md.
 
-At 384 the attention stages have 24x24 and 12x12 tokens, which the windows of 7 do not divide: windows of 6 do (as do
-1, 2, 3, 4 and 12), and are the nearest in size to those that the network learnt with. Groups have no parameters.
+At 384 the attention stages have 24x24 and 12x12 tokens, which rows and columns of 7 do not divide: those of 6 do, and
+are the nearest in size to those that the network learnt with. Groups have no parameters.
 
 Hardware: a v5e slice of 32 chips or more, or a node of 8 GPUs of 80 GB. Global batch 512, whatever the number of
 devices (they must divide it); lr = 2e-5 · batch/256 (what SDT-V2 fine-tuned with), cosine to 1 %, 1 epoch of warm-up.
@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
     prefetch=2,
     augment=AugmentConfig(erasing=0.25),
     model="ge2mst_b",
-    scales=("block6", "grid6"),
+    scales=("block1x6", "grid6x1"),
     drop_path=0.1,
     remat="nothing_saveable",
     dtype="bfloat16",

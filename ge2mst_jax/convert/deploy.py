@@ -24,7 +24,7 @@ from ge2mst_jax.convert.fixed_point import (
 )
 from ge2mst_jax.energy import AuditError, audit
 from ge2mst_jax.models import model_fields
-from ge2mst_jax.nn import Arithmetic, SynapseRecord, check_images
+from ge2mst_jax.nn import Arithmetic, AttentionRecord, SynapseRecord, check_images
 from ge2mst_jax.nn.images import NO_SUM
 from ge2mst_jax.nn.planes import planes_of
 
@@ -247,6 +247,18 @@ def fold(model, variables, image_shape):
     return params, aux
 
 
+def attention_rates(model, variables, images) -> tuple[float, float, float]:
+    """Spikes a neuron and image of `q`, `k` and `v` over all attention layers of a training network; the model's own
+    expectation where it has none."""
+    aux = jax.device_get(forward(model.clone(capture="counts"), variables, jnp.asarray(images))[1])
+    sources = [record.sources for record in aux.values() if isinstance(record, AttentionRecord)]
+    rates = []
+    for names in zip(*sources, strict=True):
+        neurons = sum(int(np.prod(aux[name].shape)) for name in names) * len(images)
+        rates.append(sum(int(aux[name].spikes.astype(np.int64).sum()) for name in names) / max(neurons, 1))
+    return tuple(rates) or model.attention_rates
+
+
 def accuracy(logits, labels) -> float:
     """Share of images whose largest logit is their label's.
 
@@ -289,7 +301,8 @@ def deploy(
         model: from `create_model`, with `neuron="expg"`.
         variables: `params` and `batch_stats`.
         image_shape: `(H, W, C)` of the images to come.
-        calibration: `(images, labels)` to hold the accuracy against, optional.
+        calibration: `(images, labels)`, optional: to hold the accuracy against, and to measure how often attention's
+            neurons fire, which orders its products.
         max_accuracy_drop: most of it that folding and rounding may cost there, a share (0.002 is 0.2 points).
         about: as of `DeployedNet`.
         current_bits: 31, sums in int32, or 24, sums in one float32: faster, and further from the trained network (the
@@ -317,6 +330,11 @@ def deploy(
     _refuse_what_is_not_ours(model, variables)
     model = model.clone(current_bits=Arithmetic(current_bits).current_bits)
     _refuse_misfits(model, variables, image_shape)
+    if calibration is not None:
+        images, labels = calibration
+        check_images(images, image_shape)
+        labels = check_labels(labels, len(images), model.num_classes)
+        model = model.clone(attention_rates=attention_rates(model, variables, images))
     folded, aux = fold(model, variables, image_shape)
     formats, layers = [], {}
     for parts, readers in shared_currents(aux):
@@ -336,9 +354,6 @@ def deploy(
     )
     _refuse_what_multiplies(net)
     if calibration is not None:
-        images, labels = calibration
-        check_images(images, image_shape)
-        labels = check_labels(labels, len(images), model.num_classes)
         before, after = accuracy(net.training_logits(images), labels), accuracy(net(images)[0], labels)
         if before - after > max_accuracy_drop:
             raise ConversionError(

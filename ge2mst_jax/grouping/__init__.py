@@ -1,8 +1,10 @@
 """Token partitions and attention inside token groups. No Flax."""
 
 from ge2mst_jax.grouping.attention import (
+    REAL,
     attention_halves,
     attention_synops,
+    check_rates,
     group_attention,
     gw_attention,
     keys_first,
@@ -13,9 +15,11 @@ from ge2mst_jax.grouping.partition import PARTITIONS, Scale, partition, read_sca
 
 __all__ = [
     "PARTITIONS",
+    "REAL",
     "Scale",
     "attention_halves",
     "attention_synops",
+    "check_rates",
     "group_attention",
     "gw_attention",
     "keys_first",

@@ -3,28 +3,54 @@
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.checks import check_whole, shown
+from ge2mst_jax.checks import check_number, check_whole, shown
 from ge2mst_jax.grouping.partition import MAX_SIDE, Scale, partition, read_scales, unpartition
 from ge2mst_jax.spiking.codes import MAX_LEVEL
 from ge2mst_jax.spiking.operands import as_numbers, check_known
 
+#: Spikes a neuron and image of `q`, `k` and `v` where all operands are real numbers: products are what costs.
+REAL = (1.0, 1.0, 1.0)
 
-def keys_first(tokens: int, width: int) -> bool:
-    """Whether `q(kᵀv)` is cheaper than `(q kᵀ)v` for `m` tokens of width `d`: `2md² < 2m²d`.
 
-    >>> keys_first(49, 32), keys_first(16, 32)
-    (True, False)
+def keys_first(tokens: int, width: int, rates=REAL) -> bool:
+    """Whether `q(kᵀv)` is cheaper than `(q kᵀ)v` for `m` tokens of width `d`.
+
+    Expected synops a token and channel are `d·(r_k r_v + r_q)` and `m·(r_q r_k + r_v)`: a spike of `q` adds a row of
+    `kᵀv`, one of `v` a column of `q kᵀ`, and `v` sends more of them. Of real numbers the rule is `d < m`.
+
+    Args:
+        tokens, width: `m`, `d`.
+        rates: `(r_q, r_k, r_v)`, spikes a neuron and image, all steps together.
+
+    >>> keys_first(16, 32), keys_first(16, 32, (0.17, 0.17, 0.65)), keys_first(7, 32, (0.17, 0.17, 0.65))
+    (False, True, False)
     """
-    return width < tokens
+    of_queries, of_keys, of_values = rates
+    return width * (of_keys * of_values + of_queries) < tokens * (of_queries * of_keys + of_values)
 
 
-def group_halves(q, k, precision=None):
+def check_rates(rates) -> tuple[float, float, float]:
+    """Three expected rates.
+
+    Raises:
+        ValueError: says what they must be.
+
+    >>> check_rates([0.2, 0.2, 1])
+    (0.2, 0.2, 1.0)
+    """
+    if not isinstance(rates, tuple | list) or len(rates) != 3:
+        raise ValueError(f"rates is {shown(rates)}: it must be spikes a neuron and image of q, k and v, three numbers")
+    return tuple(check_number(f"rates of {name}", rate, 0, MAX_LEVEL) for name, rate in zip("qkv", rates, strict=True))
+
+
+def group_halves(q, k, precision=None, rates=REAL):
     """Attention of one group and one head as two linear maps, `q kᵀ v = of_queries(of_values(v))`.
 
     `q(kᵀv)`: `kᵀv`, then `q` times that; `(q kᵀ)v`: `A v` with `A = q kᵀ`, computed here and once, then nothing.
 
     Args:
         q, k, precision: as in `group_attention`; axes before the last two are groups and heads of their own.
+        rates: as in `keys_first`.
 
     Returns:
         `(of_values, of_queries)`.
@@ -38,7 +64,7 @@ def group_halves(q, k, precision=None):
         whole = all(jnp.issubdtype(x.dtype, jnp.integer) for x in (a, b))
         return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.int32 if whole else jnp.float32)
 
-    if keys_first(*q.shape[-2:]):
+    if keys_first(*q.shape[-2:], rates):
         return lambda v: dot(k.mT, v), lambda summed: dot(q, summed)
     coincidences = dot(q, k.mT)
     return lambda v: dot(coincidences, v), lambda summed: summed
@@ -112,14 +138,14 @@ def on_grid(grid, **operands):
     return arrays, tuple(grid)
 
 
-def attention_halves(q, k, scales, precision=None, *, grid):
+def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL):
     """Group-wise attention as two linear maps, `gw_attention(q, k, v) = of_queries(of_values(v))`.
 
     What arrives over several steps is added up between them: `of_values` at each step of `v`, `of_queries` once. Where
     the order of products is `(q kᵀ)v`, `A = q kᵀ` is computed here, once.
 
     Args:
-        q, k, scales, precision, grid: as in `gw_attention`.
+        q, k, scales, precision, grid, rates: as in `gw_attention`.
 
     Returns:
         `of_values`: `[..., H, W, h, d]` to a tuple with one array a scale, `[..., g, h, d, d]` (`kᵀv`) or
@@ -135,7 +161,7 @@ def attention_halves(q, k, scales, precision=None, *, grid):
     True
     """
     (q, k), grid = on_grid(grid, q=q, k=k)
-    scales = read_scales(scales)
+    scales, rates = read_scales(scales), check_rates(rates)
     shares = share_heads(q.shape[-2], scales)
 
     def cut(x):
@@ -146,7 +172,7 @@ def attention_halves(q, k, scales, precision=None, *, grid):
         )
         return [jnp.swapaxes(x, -2, -3) for x in groups]
 
-    halves = [group_halves(*operands, precision) for operands in zip(cut(q), cut(k), strict=True)]
+    halves = [group_halves(*operands, precision, rates) for operands in zip(cut(q), cut(k), strict=True)]
 
     def of_values(v):
         (v, _q), _grid = on_grid(grid, v=v, q=q)
@@ -170,12 +196,13 @@ def _over_batch(function, x):
     return function(x)
 
 
-def gw_attention(q, k, v, scales, precision=None, *, grid):
+def gw_attention(q, k, v, scales, precision=None, *, grid, rates=REAL):
     """Group-wise spiking self-attention: `A·v` with `A = q kᵀ` inside each token group, unscaled.
 
     Heads are shared out among the scales; each scale cuts the token grid into groups of `m` tokens that
-    attend to each other. Costs `2·N·min(m, d)·d` products a head instead of `2·N²·d`, additions all of them when the
-    operands are spikes.
+    attend to each other. Of real numbers a head costs `2·N·min(m, d)·d` products where full attention costs
+    `2·N·min(N, d)·d`: `q(kᵀv)` costs the same in groups as without. Of spikes every product is an addition, and groups
+    cost less than full attention in its cheaper order where `keys_first` is false.
 
     Args:
         q, k, v: `[..., H, W, h, d]`, floating, integer or bool; `q`, `k` binary, `v` levels or one step's spikes. Axes
@@ -183,6 +210,7 @@ def gw_attention(q, k, v, scales, precision=None, *, grid):
         scales: one or more `Scale`s or texts, `("block7", "grid7")`; each must divide the token grid.
         precision: as in `group_attention`.
         grid: `(H, W)`, which shapes alone do not tell: `[B, N, h, d]` has four axes too.
+        rates: as in `keys_first`; they decide the order of the products, and so what they cost, not what comes out.
 
     Returns:
         `[..., H, W, h, d]` float32, or int32 where all three are integers.
@@ -198,11 +226,11 @@ def gw_attention(q, k, v, scales, precision=None, *, grid):
     Array([12., 48.], dtype=float32)
     """
     (q, k, v), grid = on_grid(grid, q=q, k=k, v=v)
-    of_values, of_queries = attention_halves(q, k, scales, precision, grid=grid)
+    of_values, of_queries = attention_halves(q, k, scales, precision, grid=grid, rates=rates)
     return of_queries(of_values(v))
 
 
-def ssa(q, k, v, precision=None, *, grid):
+def ssa(q, k, v, precision=None, *, grid, rates=REAL):
     """Spiking self-attention over the whole token grid: `gw_attention` with one group.
 
     Args, Returns, Raises: as `gw_attention`.
@@ -214,10 +242,10 @@ def ssa(q, k, v, precision=None, *, grid):
     Array([24., 24., 24., 24.], dtype=float32)
     """
     (q, k, v), grid = on_grid(grid, q=q, k=k, v=v)
-    return gw_attention(q, k, v, Scale("block", grid), precision, grid=grid)
+    return gw_attention(q, k, v, Scale("block", grid), precision, grid=grid, rates=rates)
 
 
-def attention_synops(q, k, v_spikes, scales, *, grid):
+def attention_synops(q, k, v_spikes, scales, *, grid, rates=REAL):
     """Synops of each image's attention, in the order of products that `gw_attention` takes.
 
     `(q kᵀ)v`: one accumulate for every coincidence of a `q` and a `k` spike, then every `v` spike adds a
@@ -227,7 +255,7 @@ def attention_synops(q, k, v_spikes, scales, *, grid):
     Args:
         q, k: `[..., H, W, h, d]`, binary.
         v_spikes: `[..., H, W, h, d]`, number of spikes of each `v` neuron over all its steps.
-        scales, grid: as in `gw_attention`.
+        scales, grid, rates: as in `gw_attention`.
 
     Returns:
         int32 `[...]`, one count an image.
@@ -242,14 +270,14 @@ def attention_synops(q, k, v_spikes, scales, *, grid):
     for name, x in zip("qk", arrays, strict=False):
         check_known(name, x, lambda x: (x == 0) | (x == 1), "binary, 0 or 1")
     check_known("v_spikes", arrays[2], lambda x: (x >= 0) & (x <= MAX_LEVEL) & (x == x.astype(jnp.int32)), "counts")
-    scales = read_scales(scales)
+    scales, rates = read_scales(scales), check_rates(rates)
     shares = share_heads(arrays[0].shape[-2], scales)
 
     def of_image(q, k, v):
         total = jnp.zeros((), jnp.int32)
         for scale, share in zip(scales, shares, strict=True):
             qs, ks, vs = (partition(x[:, :, share], scale) for x in (q, k, v))  # [g, m, h, d]
-            if keys_first(scale.tokens, q.shape[-1]):
+            if keys_first(scale.tokens, q.shape[-1], rates):
                 total += jnp.sum(ks.sum(3) * vs.sum(3)) + q.shape[-1] * qs.sum()
             else:
                 total += jnp.sum(qs.sum(1) * ks.sum(1)) + scale.tokens * vs.sum()

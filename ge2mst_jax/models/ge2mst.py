@@ -13,6 +13,7 @@ import numpy as np
 from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
 from ge2mst_jax.grouping import Scale
 from ge2mst_jax.nn import (
+    ATTENTION_RATES,
     INPUT_CODES,
     Arithmetic,
     AttentionBlock,
@@ -124,6 +125,8 @@ class Ge2mST(nn.Module):
         remat: one of `REMAT`.
         execution, capture, dtype: see `ge2mst_jax.nn.Wire`.
         current_bits, backend: of a deployed network, see `ge2mst_jax.nn.Arithmetic`; `deploy` sets the first.
+        attention_rates: expected spikes a neuron and image of `q`, `k`, `v`: the order of attention's products, and so
+            its cost, follows from them; `deploy` measures them where it has images.
 
     Call: `(images [B, H, W, C], train=False)`, float in [0, 1] or uint8. Returns `(logits [B, num_classes], aux)`;
     `aux` maps layer names to their records, in the order of the network.
@@ -140,7 +143,7 @@ class Ge2mST(nn.Module):
     stem_kernel: int = 3
     stem_stride: int = 1
     head_width: int = 32
-    scales: tuple[Scale, ...] = (Scale("block", 7), Scale("grid", 7))
+    scales: tuple[Scale, ...] = (Scale("block", (1, 7)), Scale("grid", (7, 1)))
     expand: int = 2
     group_width: int = 128
     input_code: str = "1x8"
@@ -151,6 +154,7 @@ class Ge2mST(nn.Module):
     dtype: Any = jnp.float32
     current_bits: int = 31
     backend: str | None = None
+    attention_rates: tuple[float, float, float] = ATTENTION_RATES
 
     def __post_init__(self):
         check_fields(self)
@@ -160,7 +164,7 @@ class Ge2mST(nn.Module):
     def wire(self) -> Wire:
         """What its layers agree on."""
         arithmetic = Arithmetic(self.current_bits, self.backend)
-        return Wire(self.code, self.neuron, self.execution, self.capture, self.dtype, arithmetic)
+        return Wire(self.code, self.neuron, self.execution, self.capture, self.dtype, arithmetic, self.attention_rates)
 
     @nn.compact
     def __call__(self, images, train: bool = False):

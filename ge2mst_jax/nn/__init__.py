@@ -22,6 +22,7 @@ from ge2mst_jax.nn.planes import (
     sums_fit,
 )
 from ge2mst_jax.nn.wire import (
+    ATTENTION_RATES,
     CAPTURES,
     DTYPES,
     EXECUTIONS,
@@ -35,6 +36,7 @@ from ge2mst_jax.nn.wire import (
 )
 
 __all__ = [
+    "ATTENTION_RATES",
     "CAPTURES",
     "DTYPES",
     "EXECUTIONS",

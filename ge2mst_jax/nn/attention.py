@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.grouping import Scale, attention_halves, attention_synops, keys_first, share_heads
+from ge2mst_jax.grouping import REAL, Scale, attention_halves, attention_synops, keys_first, share_heads
 from ge2mst_jax.nn.wire import AttentionRecord, Current, Signal, Wire
 
 
@@ -41,14 +41,15 @@ def attention_counts(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, pre
         precision: of its products.
     """
     heads, scales, name = layer.heads, layer.scales, "/".join(layer.path)
+    rates = REAL if v.code is None else layer.wire.attention_rates  # of one step all three are alike
     height, width, channels = v.image_shape
     keys, queries = (split(x.planes.astype(jnp.float32), heads) for x in (k, q))
-    of_values, of_queries = attention_halves(queries, keys, scales, precision, grid=(height, width))
+    of_values, of_queries = attention_halves(queries, keys, scales, precision, grid=(height, width), rates=rates)
     counts = v.integrate(lambda x: of_values(split(x.astype(jnp.float32), heads)), lambda x: join(of_queries(x)))
     made = AttentionRecord(
-        synops=None if layer.wire.capture == "none" else _synops(queries, keys, v, heads, scales),
+        synops=None if layer.wire.capture == "none" else _synops(queries, keys, v, heads, scales, rates),
         sources=(q.source, k.source, v.source),
-        products=tuple(_products(q, k, v, heads, scales)),
+        products=tuple(_products(q, k, v, heads, scales, rates)),
         bound=max(scale.tokens for scale in scales) * (channels // heads) * (1 if v.code is None else v.code.max_level),
         out_shape=v.image_shape,
     )
@@ -65,7 +66,7 @@ def join(x):
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def _synops(queries, keys, v: Signal, heads: int, scales):
+def _synops(queries, keys, v: Signal, heads: int, scales, rates):
     """`[B]` int32, exact: 0 where real numbers are sent, which no spike adds up."""
     if v.real:
         return jnp.zeros(len(v.data), jnp.int32)
@@ -74,17 +75,17 @@ def _synops(queries, keys, v: Signal, heads: int, scales):
     else:
         spikes = v.data.sum(0) if v.form == "train" else v.code.count(v.data)
     operands = (jax.lax.stop_gradient(x) for x in (queries, keys, split(spikes, heads)))
-    synops = attention_synops(*operands, scales, grid=v.image_shape[:2])  # [N]
+    synops = attention_synops(*operands, scales, grid=v.image_shape[:2], rates=rates)  # [N]
     return synops.reshape(v.data.shape[0] if v.form == "steps" else 1, -1).sum(0) if synops.size else synops  # [B]
 
 
-def _products(q: Signal, k: Signal, v: Signal, heads: int, scales):
+def _products(q: Signal, k: Signal, v: Signal, heads: int, scales, rates):
     """`(multiply-accumulates an image, the neuron layers whose spikes meet)` of each scale's two products."""
     height, width, channels = v.image_shape
     d = channels // heads
     for scale, share in zip(scales, share_heads(heads, scales), strict=True):
         features = height * width * (share.stop - share.start) * d
-        if keys_first(scale.tokens, d):
+        if keys_first(scale.tokens, d, rates):
             yield features * d, (k.source, v.source)
             yield features * d, (q.source,)
         else:

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from ge2mst_jax.checks import check_choice, shown
+from ge2mst_jax.grouping import check_rates
 from ge2mst_jax.nn.planes import Arithmetic
 from ge2mst_jax.spiking import SpikeCode, expg_charge
 
+#: Spikes a neuron and image of `q`, `k`, `v`, as `ge2mst_nano` fires on the digits (docs/results.md).
+ATTENTION_RATES = (0.17, 0.17, 0.63)
 EXECUTIONS = ("training", "dense", "spiking")
 CAPTURES = ("none", "counts", "levels")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,9 +45,10 @@ class Wire:
             `"none"` of them, for those who want logits alone.
         dtype: of the operands of training products, one of `DTYPES`; currents stay float32.
         arithmetic: of a deployed network.
+        attention_rates: expected spikes of the neurons of `q`, `k`, `v`, by which attention orders its products.
 
     Raises:
-        ValueError: a code that is none, an unknown neuron, execution, capture or dtype.
+        ValueError: a code that is none, an unknown neuron, execution, capture or dtype, rates that are none.
 
     >>> Wire(SpikeCode.parse("2x2")).execution
     'training'
@@ -56,6 +60,7 @@ class Wire:
     capture: str = "counts"
     dtype: Any = jnp.float32
     arithmetic: Arithmetic = dataclasses.field(default_factory=Arithmetic)
+    attention_rates: tuple[float, float, float] = ATTENTION_RATES
 
     def __post_init__(self):
         if not isinstance(self.code, SpikeCode):
@@ -64,6 +69,7 @@ class Wire:
         check_choice("execution", self.execution, EXECUTIONS)
         check_choice("capture", self.capture, CAPTURES)
         check_dtype(self.dtype)
+        check_rates(self.attention_rates)
 
 
 def check_dtype(dtype) -> None:

@@ -67,7 +67,7 @@ class TrainConfig:
     input_code: str = "1x8"
     """How the image is presented: 1x8 (bit planes) or direct (one multiply-accumulate pass)."""
     scales: tuple[str, ...] = ()
-    """Token groups that the heads share, such as block7 grid7; the model's own if none."""
+    """Token groups that the heads share, such as block1x7 grid7x1; the model's own if none."""
     drop_path: float = 0.0
     """Probability that the last block's branch is dropped for an image; earlier blocks proportionally less."""
     remat: str = "none"
@@ -150,7 +150,7 @@ class TrainConfig:
             check_choice(name, given[name], known)
         for scale in self.scales:
             if not isinstance(scale, str):
-                raise ValueError(f"scales holds {shown(scale)}: it must be texts such as block7")
+                raise ValueError(f"scales holds {shown(scale)}: it must be texts such as block1x7")
         if self.mesh_data == 0:
             raise ValueError("mesh_data is 0: it must be at least 1, or -1 for all devices")
         if self.batch_size % self.accumulate:

@@ -21,7 +21,7 @@ from ge2mst_jax.convert import (
 from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.convert.fixed_point import guarded_sums_fit, leaves, to_integers
 from ge2mst_jax.models import StageSize, ge2mst
-from ge2mst_jax.nn import MAX_GUARD_BITS, ConvBlock
+from ge2mst_jax.nn import ATTENTION_RATES, MAX_GUARD_BITS, ConvBlock
 
 IMAGES = random_images(16)
 
@@ -278,3 +278,16 @@ def test_what_json_cannot_hold_is_refused(model, variables, about):
 def test_accuracy_drop_that_is_none_is_refused(model, variables, drop):
     with pytest.raises(ValueError, match=r"^max_accuracy_drop is .*: it must be a number at least 0 and at most 1"):
         deploy(model, variables, SHAPE, max_accuracy_drop=drop)
+
+
+def test_spikes_that_attention_expects_are_measured_where_there_are_images(model, variables, net):
+    images, labels = random_images(6, SHAPE), np.zeros(6, int)
+    measured = deploy(model, variables, SHAPE, calibration=(images, labels), max_accuracy_drop=1.0)
+    assert net.model.attention_rates == model.attention_rates == ATTENTION_RATES
+    _, aux = net(images, "spiking", "levels")
+    trains = {name: np.asarray(record.train) for name, record in aux.items() if hasattr(record, "train")}
+    for key, rate in zip("qkv", measured.model.attention_rates, strict=True):
+        found = [train for name, train in trains.items() if name.endswith(f"attention/neuron_{key}")]
+        assert rate == pytest.approx(np.mean([train.sum(0).mean() for train in found]), rel=0.05)
+    assert certify(measured, images).spikes_differing == 0
+    assert (np.asarray(measured(images)[0]) == np.asarray(net(images)[0])).all()  # the order changes no number

@@ -11,8 +11,8 @@ from tiny_networks import SHAPE, random_images, random_variables, tiny_model
 from ge2mst_jax import create_model
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.energy import SpikeCounter, connections_per_spike
-from ge2mst_jax.grouping import Scale
-from ge2mst_jax.nn import GWSSA, AttentionRecord, Current, NeuronRecord, SynapseRecord, Wire
+from ge2mst_jax.grouping import REAL, Scale
+from ge2mst_jax.nn import ATTENTION_RATES, GWSSA, AttentionRecord, Current, NeuronRecord, SynapseRecord, Wire
 from ge2mst_jax.spiking import SpikeCode
 
 CODE = SpikeCode.parse("2x2")  # weights 2 1 2 1; levels 0..6 take 0 1 1 2 3 3 4 spikes
@@ -145,7 +145,8 @@ def test_synops_of_attention_are_those_counted_by_hand(window, expected):
     params |= {"q": hears_its_bias([1, 1]), "k": hears_its_bias([1, 0]), "v": hears_its_bias([3, 0])}
     params |= {"local": hears_its_bias([0, 0], (3, 3, 1)), "out": hears_its_bias([0, 0])}
     params["attention"] = {"shift": jnp.int32(0)}
-    block = GWSSA(Wire(CODE, execution="spiking"), 1, (Scale("block", window),))
+    wire = Wire(CODE, execution="spiking", attention_rates=REAL)
+    block = GWSSA(wire, 1, (Scale("block", window),))
     _, aux = block.apply({"params": params}, Current(jnp.full((1, 2, 2, 2), 6), ("stem",)), False)
     counter = count(aux)
     assert counter.layers["attention"].synops == expected
@@ -183,7 +184,7 @@ def same_group(scale, height, width):
     return group[:, None] == group
 
 
-def brute_attention(q, k, v_trains, scales, head_width):
+def brute_attention(q, k, v_trains, scales, head_width, rates=ATTENTION_RATES):
     """Accumulates of `q, k [B, H, W, C]` and `v_trains [T, B, H, W, C]`, from pairs of tokens."""
     height, width, channels = q.shape[1:]
     heads = channels // head_width
@@ -193,7 +194,8 @@ def brute_attention(q, k, v_trains, scales, head_width):
     for head in range(heads):
         scale = scales[head * len(scales) // heads]
         qh, kh, vh = q[:, :, head], k[:, :, head], v[:, :, head]
-        if head_width < scale.tokens:
+        of_q, of_k, of_v = rates
+        if head_width * (of_k * of_v + of_q) < scale.tokens * (of_q * of_k + of_v):
             total += np.einsum("bma,bme->", kh, vh) + head_width * qh.sum()
         else:
             mask = same_group(scale, height, width).astype(np.int64)
@@ -206,7 +208,7 @@ def attention_of(record, trains, scales, head_width):
     if len(q) == 1:  # binary: q and k meet once, v arrives step by step
         return brute_attention(q[0], k[0], v, scales, head_width)
     steps = zip(q, k, v, strict=True)  # every step is an attention of its own
-    return sum(brute_attention(a, b, c[None], scales, head_width) for a, b, c in steps)
+    return sum(brute_attention(a, b, c[None], scales, head_width, (1, 1, 1)) for a, b, c in steps)
 
 
 def brute_synops(aux, trains, scales, head_width):
@@ -224,13 +226,13 @@ def brute_synops(aux, trains, scales, head_width):
     return found
 
 
-SCALES = (Scale("block", 2), Scale("grid", 4))  # 4 tokens of width 8, then 16: both orders of products
+SCALES = (Scale("block", (1, 2)), Scale("grid", 4))  # 2 tokens of width 8, then 16: both orders of products
 
 
 @pytest.fixture(scope="module")
 def deployed():
     """The network of tests/models: a strided synapse and one attention block, with `aux` of both executions."""
-    model = tiny_model("1x2", stages=(("conv", 8, 0), ("attention", 16, 1)), scales=("block2", "grid4"))
+    model = tiny_model("1x2", stages=(("conv", 8, 0), ("attention", 16, 1)), scales=("block1x2", "grid4"))
     net = deploy(model, random_variables(model), SHAPE)
     return {execution: net(random_images(8), execution, "levels")[1] for execution in ("dense", "spiking")}
 
@@ -267,7 +269,7 @@ def test_both_executions_cost_the_same_synops(deployed):
 
 def test_neurons_that_fire_at_every_step_are_counted_step_by_step():
     model = tiny_model(
-        "2x1", neuron="lif", stages=(("attention", 16, 1),), scales=("block2", "grid4"), capture="levels"
+        "2x1", neuron="lif", stages=(("attention", 16, 1),), scales=("block1x2", "grid4"), capture="levels"
     )
     variables, images = random_variables(model, (4, 4, 2)), random_images(3, (4, 4, 2))
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -103,6 +103,6 @@ def test_train_step_lowers_for_cpu_and_tpu_with_large_arrays_sharded(name, key):
 def test_384_with_the_windows_of_224_is_refused_with_those_that_fit():
     config = dataclasses.replace(load_config("imagenet_b_384"), scales=())
     with pytest.raises(
-        ValueError, match="scale block7 does not divide the 24x24 token grid: windows that fit are 1, 2"
+        ValueError, match="scale block1x7 does not divide the 24x24 token grid: windows that fit are 1, 2"
     ):
         set_up(config, *DATA["imagenet_b_384"])

@@ -7,6 +7,7 @@ import pytest
 from jax._src.ad_checkpoint import saved_residuals
 from tiny_networks import random_images, random_variables, tiny_model
 
+from ge2mst_jax.grouping import REAL
 from ge2mst_jax.nn import training
 from ge2mst_jax.spiking import expg_twin
 
@@ -39,7 +40,7 @@ def test_gradients_are_those_of_a_network_that_keeps_floats(neuron, monkeypatch)
 def test_backward_pass_keeps_a_float_a_synapse_and_a_byte_a_neuron():
     """Of what is as large as a layer: the convolutions' outputs, one float each, a byte of each neuron, and what one
     attention multiplies, as floats in its groups: q, k, v and less than one more."""
-    model = tiny_model("2x2")
+    model = tiny_model("2x2", attention_rates=REAL)  # queries first: A is small
     variables = random_variables(model)
     aux = jax.eval_shape(model.apply, variables, IMAGES)[1]
     neurons = sum(len(IMAGES) * int(np.prod(r.shape)) for r in aux.values() if hasattr(r, "parts"))

@@ -34,7 +34,7 @@ from ge2mst_jax.train.loop import check_config
         ({"neuron": "perceptron"}, "unknown neuron 'perceptron': known are expg"),
         ({"dtype": "float64"}, "unknown dtype 'float64': known are float32, bfloat16"),
         ({"on_corrupt": None}, "unknown on_corrupt None: known are raise, skip"),
-        ({"scales": ("block2", 2)}, "scales holds 2: it must be texts such as block7"),
+        ({"scales": ("block2", 2)}, "scales holds 2: it must be texts such as block1x7"),
         ({"mesh_data": -2}, "mesh_data is -2: it must be a whole number, -1 to 1048576"),
     ],
 )
