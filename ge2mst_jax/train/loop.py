@@ -23,6 +23,7 @@ from ge2mst_jax.provenance import commit
 from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive, steps_in
 from ge2mst_jax.train.config import TrainConfig, as_json, check_mounted
 from ge2mst_jax.train.evaluate import evaluate
+from ge2mst_jax.train.from_ann import BATCHES, spiking_start
 from ge2mst_jax.train.metrics import Reporter
 from ge2mst_jax.train.processes import largest
 from ge2mst_jax.train.restore import load_averaged
@@ -38,6 +39,8 @@ MAY_DIFFER = frozenset(
     checkpoint_every_epochs coordinator num_processes process_id init_from""".split()
 )
 PROFILED = range(10, 15)
+#: Neurons that learn a threshold, which a network of relu neurons gives them to start with.
+LEARNED = ("expg", "qcfs")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,10 +178,7 @@ class _Loop:
         config = self.config
         step, state, data_state, lines = self._start()
         self._keep_config()
-        plan = BatchPlan(
-            config.batch_size, *local_part(self.sharding, config.batch_size), config.workers, config.decode
-        )
-        batches = train_batches(self.source, plan, config.seed)
+        batches = self._batches()
         if data_state is not None:
             batches.set_state(data_state)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -230,7 +230,9 @@ class _Loop:
             write_whole(path, json.dumps(self.about["config"], indent=1) + "\n")
 
     def _from_another_run(self, state: TrainState) -> TrainState:
-        _, ema, about = load_averaged(self.config.init_from, mesh=self.setup.mesh)
+        found, ema, about = load_averaged(self.config.init_from, mesh=self.setup.mesh)
+        if found.neuron == "relu" and self.config.neuron in LEARNED:
+            ema = self._from_ann(found, ema, state)
         shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (ema, state.ema)]
         if shapes[0] != shapes[1]:
             raise ValueError(
@@ -242,6 +244,24 @@ class _Loop:
             batch_stats=jax.tree.map(lambda x: x.copy(), copies["batch_stats"]),
             ema=copies,
         )
+
+    def _from_ann(self, ann, variables, state: TrainState):
+        """The ANN as a spiking network, by the first batches of training."""
+        with prefetch_to_device(self._batches(), self.sharding, 0) as stream:
+            images = [next(stream)["image"] for _ in range(BATCHES)]
+        try:
+            made = spiking_start(ann, variables, self.setup.model, state.ema, images)
+        except ValueError as error:
+            raise ValueError(f"init_from: {error}") from error
+        self._say(f"thresholds of {self.config.neuron} neurons from the activations of {BATCHES} batches in a network of relu")
+        return made
+
+    def _batches(self):
+        config = self.config
+        plan = BatchPlan(
+            config.batch_size, *local_part(self.sharding, config.batch_size), config.workers, config.decode
+        )
+        return train_batches(self.source, plan, config.seed)
 
     def _look_up(self, step, state, reporter, stream, stop) -> None:
         """Evaluates and saves where it is time to."""

@@ -1,0 +1,116 @@
+"""A spiking network that starts from an ANN: thresholds from the ANN's activations, BatchNorm's statistics measured anew."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ge2mst_jax.nn import NeuronRecord
+from ge2mst_jax.nn.norm import MOMENTUM
+
+#: Batches of training images that are looked at.
+BATCHES = 8
+#: Thresholds tried a neuron layer: their top levels are equal shares of the largest current.
+CANDIDATES = 48
+SHARES = np.arange(1, CANDIDATES + 1, dtype=np.float32) / CANDIDATES
+#: A threshold of a layer that is never above 0.
+LEAST = 1e-3
+
+
+def neuron_layers(model, variables, images) -> dict:
+    """`{layer: (code, heads)}` of the neurons of a spiking network that learn their threshold."""
+    aux = jax.eval_shape(lambda v, x: model.apply(v, x)[1], variables, images)
+    raw = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(variables["params"]).items() if path[-1] == "raw"}
+    found = {}
+    for name, record in aux.items():
+        if isinstance(record, NeuronRecord) and tuple(name.split("/")) in raw:
+            found[name] = record.code, max(raw[tuple(name.split("/"))].size, 1)
+    return found
+
+
+def _by_head(current, heads: int):
+    """`[heads, n]`: channels are shared out among heads in order."""
+    channels = current.shape[-1]
+    return jnp.moveaxis(current.reshape(-1, heads, channels // heads), 1, 0).reshape(heads, -1)
+
+
+@functools.partial(jax.jit, static_argnames=("ann", "heads"))
+def _largest(ann, variables, images, heads):
+    aux = ann.apply(variables, images)[1]
+    return {name: jnp.max(_by_head(aux[name].current, n), 1) for name, n in heads}
+
+
+@functools.partial(jax.jit, static_argnames=("ann", "layers"))
+def _errors(ann, variables, images, tops, layers):
+    """`[CANDIDATES, heads]` of each layer: mean of `(relu(I) - θn)²`."""
+    aux, found = ann.apply(variables, images)[1], {}
+    for name, max_level, heads in layers:
+        current = _by_head(aux[name].current, heads)
+
+        def error(share, current=current, top=tops[name], max_level=max_level):
+            theta = share * top[:, None] / max_level
+            levels = jnp.clip(jnp.floor(current / theta + 0.5), 0, max_level)
+            return jnp.mean(jnp.square(jax.nn.relu(current) - theta * levels), 1)
+
+        found[name] = jax.lax.map(error, jnp.asarray(SHARES))
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _statistics(model, variables, images):
+    """BatchNorm statistics of one batch alone."""
+    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    without_drops = model.clone(drop_path=0.0, capture="none")
+    updates = without_drops.apply(
+        {"params": variables["params"], "batch_stats": zeros}, images, train=True, mutable=["batch_stats"]
+    )[1]
+    return jax.tree.map(lambda new: new / (1 - MOMENTUM), updates["batch_stats"])
+
+
+def spiking_start(ann, variables, model, initial, batches):
+    """Parameters and statistics of a spiking network that computes nearly what an ANN of its shape does.
+
+    Every threshold is the one of `CANDIDATES` that minimises the mean squared error `(relu(I) - θn)²` of its layer's
+    activations in the ANN (of each head, where it has one a head: binary `q` and `k` too). Then every BatchNorm gets the
+    mean statistics of the batches in the spiking network itself: they divide by the scale of levels.
+
+    Args:
+        ann: the network, with `neuron="relu"`.
+        variables: `params` and `batch_stats` of it.
+        model: the same with `neuron="expg"` (or `"qcfs"`).
+        initial: variables of it, whatever they are.
+        batches: a few arrays `[B, H, W, C]` of training images.
+
+    Returns:
+        Variables as `initial`'s.
+
+    Raises:
+        ValueError: an ANN of another shape; names the array.
+
+    Source: error-minimising thresholds as in the quantisation of activations (Choukroun et al., 2019).
+    """
+    ann = ann.clone(capture="levels", drop_path=0.0)
+    layers = neuron_layers(model, initial, batches[0])
+    heads = tuple((name, n) for name, (_, n) in layers.items())
+    sizes = tuple((name, code.max_level, n) for name, (code, n) in layers.items())
+    largest = [_largest(ann, variables, images, heads) for images in batches]
+    tops = {name: jnp.maximum(functools.reduce(jnp.maximum, [x[name] for x in largest]), LEAST) for name in layers}
+    errors = [_errors(ann, variables, images, tops, sizes) for images in batches]
+    raw = {}
+    for name, (code, _) in layers.items():
+        best = np.argmin(np.mean([np.asarray(error[name]) for error in errors], 0), 0)
+        theta = SHARES[best] * np.asarray(tops[name]) / code.max_level
+        raw[f"{name}/raw"] = np.log(np.expm1(np.maximum(theta.astype(np.float64), 1e-6))).astype(np.float32)
+    given, params = traverse_util.flatten_dict(variables["params"], sep="/"), {}
+    for path, like in traverse_util.flatten_dict(initial["params"], sep="/").items():
+        array = raw[path].reshape(like.shape) if path in raw else given.pop(path, None)
+        if array is None or array.shape != like.shape:
+            raise ValueError(f"the ANN's {path} is {getattr(array, 'shape', 'absent')}, but this network's {like.shape}")
+        params[path] = jnp.asarray(array)
+    if given:
+        raise ValueError(f"the ANN holds {min(given)}, which this network has not")
+    made = {"params": traverse_util.unflatten_dict(params, sep="/"), "batch_stats": initial["batch_stats"]}
+    statistics = [_statistics(model, made, images) for images in batches]
+    return made | {"batch_stats": jax.tree.map(lambda *each: sum(each) / len(each), *statistics)}
