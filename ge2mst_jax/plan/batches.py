@@ -40,17 +40,19 @@ class LargestBatch:
         tried: global batches that were compiled, in that order, and the bytes that each takes a chip; `None` where the
             compiler found no room.
         plan: of `batch`; `None` where it was not compiled.
+        takes_all: whether it is not memory that ends it, but the training images.
     """
 
     batch: int
     verified: bool
     tried: dict[int, float | None]
     plan: Plan | None
+    takes_all: bool
 
     def as_dict(self) -> dict:
         """For JSON, without the plan."""
         tried = [{"batch": batch, "bytes": size} for batch, size in self.tried.items()]
-        return {"batch": self.batch, "verified": self.verified, "tried": tried}
+        return {"batch": self.batch, "verified": self.verified, "takes_all": self.takes_all, "tried": tried}
 
 
 def step_below(size: float) -> int:
@@ -167,4 +169,5 @@ def largest_batch(config: TrainConfig, pod: Pod, work: str, data, tell: Callable
     if not found.size:
         raise OutOfMemory(f"largest_batch: not even batch {parts:,} fits {pod.topology}")
     tried = {size * parts: taken for size, taken in found.tried.items()}
-    return LargestBatch(found.size * parts, found.verified, tried, plans.get(found.size) if found.verified else None)
+    plan = plans.get(found.size) if found.verified else None
+    return LargestBatch(found.size * parts, found.verified, tried, plan, found.size == step_below(most))

@@ -71,7 +71,8 @@ def largest_table(found: LargestBatch, plan_hbm: float) -> Table:
         fits = "no room" if size is None else gibibytes(size) + ("" if size <= plan_hbm else ", too much")
         table.add_row(f"{batch:,}", fits)
     table.add_section()
-    table.add_row(f"largest: {found.batch:,}", "verified" if found.verified else "extrapolated, not compiled")
+    says = "verified" if found.verified else "extrapolated, not compiled"
+    table.add_row(f"largest: {found.batch:,}", says + (", all training images" if found.takes_all else ""))
     return table
 
 

@@ -72,6 +72,7 @@ def test_largest_batch_is_planned(monkeypatch):
     said = []
     found = largest_batch(TrainConfig(batch_size=512), POD, "train", DATA, said.append)
     assert (found.batch, found.verified, found.plan.batch) == (8 * 1280, True, 8 * 1280)
+    assert not found.takes_all
     assert said == ["batch 512, try 1", "batch 256, try 2", "batch 10,240, try 3"]
     assert found.as_dict()["tried"][-1] == {"batch": 10_240, "bytes": 10**9 + 1280 * 10**7}
 
@@ -85,7 +86,7 @@ def test_batch_that_the_pod_cannot_share_is_no_start(monkeypatch):
 def test_largest_batch_is_no_more_than_there_are_images(monkeypatch):
     monkeypatch.setattr(batches, "make_plan", compiler(10**9, 1))
     found = largest_batch(TrainConfig(batch_size=64), POD, "train", ((8, 8, 1), 10, 1437), lambda line: None)
-    assert (found.batch, found.verified) == (8 * 160, True)
+    assert (found.batch, found.verified, found.takes_all) == (8 * 160, True, True)
 
 
 def test_where_not_one_image_fits(monkeypatch):
