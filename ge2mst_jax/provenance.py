@@ -1,6 +1,7 @@
-"""What numbers were measured on: versions, device, commit."""
+"""What numbers were measured on: versions, device, commit, sources."""
 
 import datetime
+import hashlib
 import os
 import platform
 import subprocess
@@ -40,4 +41,27 @@ def commit() -> str | None:
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def digest_of_code() -> str:
+    """SHA-256 over the sources of this package: unlike a commit, it also tells checkouts with changes apart.
+
+    >>> len(digest_of_code())
+    64
+    """
+    root, total = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def version(name: str) -> str | None:
+    """Of a package; `None` where it is not installed.
+
+    >>> version("no-such-package")
+    """
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return None

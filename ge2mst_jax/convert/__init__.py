@@ -9,14 +9,16 @@ from ge2mst_jax.convert.certificate import (
     check_reference,
     compare_executions,
 )
-from ge2mst_jax.convert.deploy import DeployedNet, accuracy, deploy, digest_of, fold
+from ge2mst_jax.convert.deploy import EXECUTED, DeployedNet, accuracy, check_neuron, deploy, digest_of, fold
 from ge2mst_jax.convert.drift import Drift, measure_drift
 from ge2mst_jax.convert.export import ExportedNet, export_net, load_exported, save_exported
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat
 from ge2mst_jax.convert.reference import reference
+from ge2mst_jax.convert.shapes import deployed_shapes
 from ge2mst_jax.convert.storage import CheckpointError, load_net, save_net
 
 __all__ = [
+    "EXECUTED",
     "Certificate",
     "CertificateError",
     "CheckpointError",
@@ -29,9 +31,11 @@ __all__ = [
     "accuracy",
     "certify",
     "check_network",
+    "check_neuron",
     "check_reference",
     "compare_executions",
     "deploy",
+    "deployed_shapes",
     "digest_of",
     "export_net",
     "fold",

@@ -179,11 +179,20 @@ def _check_about(about) -> None:
         raise ValueError(f"about is {shown(about)}: it must be a dict of what JSON can hold")
 
 
+def check_neuron(neuron) -> None:
+    """Refuses the name of a neuron that cannot be deployed.
+
+    Raises:
+        ConversionError: any but `expg`.
+
+    >>> check_neuron("expg")
+    """
+    if neuron != "expg":
+        raise ConversionError(f"a network of {neuron!r} neurons cannot be converted: only 'expg' is lossless")
+
+
 def _refuse_what_is_not_ours(model, variables) -> None:
-    if getattr(model, "neuron", None) != "expg":
-        raise ConversionError(
-            f"a network of {getattr(model, 'neuron', 'unknown')!r} neurons cannot be converted: only 'expg' is lossless"
-        )
+    check_neuron(getattr(model, "neuron", "unknown"))
     if model.execution != "training":
         raise ConversionError("this network is deployed already: pass the training network")
     for collection in ("params", "batch_stats"):

@@ -1,54 +1,57 @@
-"""A plan: what the TPU's compiler makes of a config's train step on a pod that is not there."""
+"""A plan: what the TPU's compiler makes of an experiment's work on a pod that is not there."""
 
 import collections
+import contextlib
 import dataclasses
+import re
 import time
+import typing
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from ge2mst_jax.checks import check_whole
-from ge2mst_jax.plan.chips import Chip
-from ge2mst_jax.plan.program import Work, read_program
+from ge2mst_jax.checks import one_line, shown
+from ge2mst_jax.plan.anchors import lower_anchor
+from ge2mst_jax.plan.lower import lower_work, shape_of
+from ge2mst_jax.plan.program import Operation, read_program
+from ge2mst_jax.plan.topology import Pod
 from ge2mst_jax.train.config import TrainConfig
-from ge2mst_jax.train.setup import set_up
-from ge2mst_jax.train.sharding import make_mesh
 
-#: Of data sets that configs name (Fashion-MNIST by its folder, or as TFDS has it): image shape (`None` for image files,
-#: which are decoded to `decode.image_size`), classes, training images.
-DATASETS = {
-    "digits": ((8, 8, 1), 10, 1_437),
-    "fashion-mnist": ((28, 28, 1), 10, 60_000),
-    "fashion_mnist": ((28, 28, 1), 10, 60_000),
-    "cifar10": ((32, 32, 3), 10, 50_000),
-    "cifar100": ((32, 32, 3), 100, 50_000),
-    "imagenette": (None, 10, 9_469),
-    "imagenet2012": (None, 1_000, 1_281_167),
-}
+_SIZES = re.compile(r"\(?([\d.]+[KMGT])\)? (?:exceeds|of) [^()\d]*\(?([\d.]+[KMGT])\)?")
 
 
-@dataclasses.dataclass(frozen=True)
+class OutOfMemory(ValueError):
+    """Work that the compiler finds no room for in a chip's memory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a compiled train step would cost. Every figure is the compiler's estimate, none was measured on a chip.
+    """What compiled work would cost. Every figure is the compiler's estimate, none was measured on a chip.
 
     Args:
         topology, chips, batch: of the pod, and the global batch.
+        work: one of `WORKS`.
         compile_seconds: on this machine.
-        memory: bytes a chip, by what takes them: `arguments` (state and batch), `temporary`, `program`.
+        memory: bytes a chip, by what takes them: `arguments` (state and batch), `outputs` (that take no argument's
+            place), `temporary`, `program`.
         hbm: bytes that a chip has.
         flops: a step and chip, of matrix products and everything else, as the compiler counts them.
         cycles: a step and chip, of all operations with an estimate, loops as often as they turn.
         seconds: of a step, `cycles` over the chip's clock.
         peak: operations a second of a chip.
+        bytes_accessed: a step and chip, as the compiler counts them, a gather as if it read all that it reads from.
+        byte_seconds: of a step, `bytes_accessed` over the memory's bandwidth.
         collectives: bytes a step and chip, by kind.
         collective_seconds: those bytes over the links' bandwidth, as if nothing else ran meanwhile.
         unknown_loops: whose turns the compiler does not say: they count once.
-        steps: of the recipe.
+        steps: of the recipe; `None` of work that has none.
         shares: of the cycles, by `stage`, `direction` and `kind`.
     """
 
     topology: str
     chips: int
     batch: int
+    work: str = "train"
     compile_seconds: float
     memory: dict[str, int]
     hbm: float
@@ -56,16 +59,23 @@ class Plan:
     cycles: int
     seconds: float
     peak: float
+    bytes_accessed: float
+    byte_seconds: float
     collectives: dict[str, int]
     collective_seconds: float
     unknown_loops: int
-    steps: int
+    steps: int | None = None
     shares: dict[str, dict[str, float]]
+
+    @property
+    def used(self) -> int:
+        """Bytes a chip."""
+        return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
         """Whether a chip's memory holds it."""
-        return sum(self.memory.values()) <= self.hbm
+        return self.used <= self.hbm
 
     @property
     def share_of_peak(self) -> float:
@@ -73,100 +83,154 @@ class Plan:
         return self.flops / (self.seconds * self.peak)
 
     @property
+    def bound_by(self) -> str:
+        """Which of the two times of a step is the larger, `cycles` or `bytes`."""
+        return "bytes" if self.byte_seconds > self.seconds else "cycles"
+
+    @property
     def images_per_second(self) -> float:
         """Of a chip."""
         return self.batch / self.chips / self.seconds
 
     @property
-    def hours(self) -> float:
+    def hours(self) -> float | None:
         """Of the recipe, evaluation and input left out."""
-        return self.steps * self.seconds / 3600
+        return None if self.steps is None else self.steps * self.seconds / 3600
+
+    @property
+    def chip_hours(self) -> float | None:
+        """Of the recipe, all chips."""
+        return None if self.hours is None else self.hours * self.chips
 
     def as_dict(self) -> dict:
         """For JSON."""
-        derived = ("fits", "share_of_peak", "images_per_second", "hours")
-        return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in _DERIVED}
+
+    @classmethod
+    def from_dict(cls, found) -> "Plan":
+        """What `as_dict` made.
+
+        Raises:
+            ValueError: it was another version's, or no plan.
+        """
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        if not isinstance(found, dict) or found.keys() != kinds.keys() | set(_DERIVED):
+            raise ValueError("holds no plan of this version")
+        for name, kind in kinds.items():
+            kind = int | float if kind is float else dict if typing.get_origin(kind) is dict else kind
+            if isinstance(found[name], bool) or not isinstance(found[name], kind):
+                raise ValueError(f"holds a plan whose {name} is {shown(found[name])}")
+        return cls(**{name: found[name] for name in kinds})
 
 
-def shape_of(config: TrainConfig) -> tuple[tuple[int, int, int], int, int]:
-    """Image shape, classes and training images of a config's data, which need not be there.
-
-    Raises:
-        ValueError: data that no table knows, and folders, whatever their names.
-
-    >>> shape_of(TrainConfig(data="tfds:imagenet2012"))
-    ((224, 224, 3), 1000, 1281167)
-    """
-    kind, _, rest = config.data.rpartition(":")
-    name = rest.rstrip("/").rpartition("/")[2] if kind == "idx" else rest.partition("/")[0]
-    if kind == "folder" or name not in DATASETS:
-        raise ValueError(
-            f"data is {config.data!r}: of what it holds a plan knows nothing; it knows {', '.join(DATASETS)}"
-        )
-    shape, classes, examples = DATASETS[name]
-    side = config.decode.image_size
-    return shape or (side, side, 3), classes, examples
+_DERIVED = ("fits", "share_of_peak", "bound_by", "images_per_second", "hours", "chip_hours")
 
 
-def lower_step(config: TrainConfig, devices, image_shape, classes: int, examples: int):
-    """The train step of a config, lowered for devices that need not be there."""
-    mesh = make_mesh(config.mesh_data, config.mesh_model, devices)
-    setup = set_up(config, image_shape, classes, examples, mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return setup.step.lower(setup.abstract_state, setup.abstract_batch(), key)
-
-
-def make_plan(config: TrainConfig, topology: str, chip: Chip, devices, data=None) -> Plan:
-    """Compiles a config's train step for a pod and reads what the compiler says of it; minutes.
+def make_plan(config: TrainConfig, pod: Pod, work: str = "train", data=None) -> Plan:
+    """Compiles an experiment's work for a pod and reads what the compiler says of it; minutes.
 
     Args:
         config: its `batch_size` is the pod's.
-        topology, chip, devices: from `open_topology`.
+        pod: from `open_topology`.
+        work: one of `WORKS`.
         data: image shape, classes and examples, if not those of `shape_of`.
 
     Raises:
-        ValueError: a batch that the pod cannot share, unknown data.
+        OutOfMemory: the compiler finds no room for it.
+        ValueError: a batch that the pod cannot share, unknown data, what `lower_work` refuses.
     """
-    image_shape, classes, examples = data or shape_of(config)
-    check_whole("batch_size", config.batch_size, 1, 2**24)
-    lowered = lower_step(config, devices, image_shape, classes, examples)
+    data = data or shape_of(config)
+    steps = config.num_steps(data[2]) if work == "train" else None
+    return plan_of(lower_work(config, work, pod.devices, data), pod, config.batch_size, work, steps)
+
+
+def make_anchor(name: str, config: TrainConfig, pod: Pod, data=None) -> Plan:
+    """Compiles an anchor's train step as `make_plan` does a config's: the same batch, images, classes and mesh.
+
+    Raises:
+        OutOfMemory, ValueError: as `make_plan` and `lower_anchor`.
+    """
+    image_shape, classes, _ = data or shape_of(config)
+    return plan_of(lower_anchor(name, config, pod.devices, image_shape, classes), pod, config.batch_size)
+
+
+def plan_of(lowered, pod: Pod, batch: int, work: str = "train", steps: int | None = None) -> Plan:
+    """Compiles what was lowered and reads what the compiler says of it.
+
+    Raises:
+        OutOfMemory: it finds no room for it.
+    """
     start = time.perf_counter()
-    compiled = lowered.compile()
+    try:
+        with uncached():
+            compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(f"batch {batch:,} on {pod.topology} does not fit: {needed(error)}") from error
     seconds = time.perf_counter() - start
     found, collectives, unknown = read_program(compiled.as_text())
-    sizes = compiled.memory_analysis()
-    cycles = sum(work.cycles for work in found)
+    sizes, costs, chip = compiled.memory_analysis(), compiled.cost_analysis(), pod.chip
+    cycles = sum(operation.cycles for operation in found)
     return Plan(
-        topology=topology,
-        chips=len(devices),
-        batch=config.batch_size,
+        topology=pod.topology,
+        chips=len(pod.devices),
+        batch=batch,
+        work=work,
         compile_seconds=seconds,
         memory={
             "arguments": sizes.argument_size_in_bytes,
+            "outputs": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
             "temporary": sizes.temp_size_in_bytes,
             "program": sizes.generated_code_size_in_bytes,
         },
         hbm=chip.hbm,
-        flops=compiled.cost_analysis()["flops"],
+        flops=costs["flops"],
         cycles=cycles,
         seconds=cycles / chip.clock,
         peak=chip.peak,
+        bytes_accessed=costs["bytes accessed"],
+        byte_seconds=costs["bytes accessed"] / chip.bandwidth,
         collectives=collectives,
         collective_seconds=sum(collectives.values()) / chip.interconnect,
         unknown_loops=unknown,
-        steps=config.num_steps(examples),
+        steps=steps,
         shares={by: shares(found, by) for by in ("stage", "direction", "kind")},
     )
 
 
-def shares(found: list[Work], by: str) -> dict[str, float]:
-    """Of all cycles, by a field of `Work`, largest first.
+@contextlib.contextmanager
+def uncached():
+    """Leaves JAX's cache on disk out: what is compiled for absent chips can be written to it, but never read."""
+    name, before = "jax_enable_compilation_cache", jax.config.jax_enable_compilation_cache
+    jax.config.update(name, False)
+    reset_cache()  # it asks once a process whether it is on
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+        reset_cache()
 
-    >>> shares([Work("a", 1, "stem", "forward", "other"), Work("b", 3, "head", "forward", "other")], "stage")
+
+def needed(error) -> str:
+    """What the compiler says of memory that it has not, short.
+
+    >>> needed("RESOURCE_EXHAUSTED: the total memory required (128.00G) exceeds available HBM (15.75G).")
+    'the compiler needs 128.00G of 15.75G a chip'
+    """
+    sizes = _SIZES.search(str(error))
+    return f"the compiler needs {sizes[1]} of {sizes[2]} a chip" if sizes else one_line(error)[:120]
+
+
+def shares(found: list[Operation], by: str) -> dict[str, float]:
+    """Of all cycles, by a field of `Operation`, largest first.
+
+    >>> found = [Operation("a", 1, "stem", "forward", "other"), Operation("b", 3, "head", "forward", "other")]
+    >>> shares(found, "stage")
     {'head': 0.75, 'stem': 0.25}
     """
     cycles = collections.Counter()
-    for work in found:
-        cycles[getattr(work, by)] += work.cycles
+    for operation in found:
+        cycles[getattr(operation, by)] += operation.cycles
     total = max(sum(cycles.values()), 1)
     return {name: count / total for name, count in cycles.most_common()}

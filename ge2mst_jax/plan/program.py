@@ -26,14 +26,14 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Operation:
     """One operation of a program, as often as it runs.
 
     Args:
         name: `op_name`, where in the model it stands.
         cycles: estimated, all runs together.
         stage: `stem`, `stage_0`, ..., `head`, or `outside`: augmentation, optimiser, averages.
-        direction: `forward`, `backward` or `outside`.
+        direction: `forward`, `backward` or `outside`; all of a network that is only run is forward.
         kind: of `_KINDS` or `_OUTSIDE`, or `other`.
     """
 
@@ -44,22 +44,22 @@ class Work:
     kind: str
 
 
-def named(name: str, cycles: int) -> Work:
+def named(name: str, cycles: int) -> Operation:
     """What an operation is, by its name.
 
-    >>> work = named("jit(train_step)/transpose(jvp(Ge2mST))/stage_2/block_0/attention/q/q.convolve/norm/mul", 10)
-    >>> work.stage, work.direction, work.kind
+    >>> found = named("jit(train_step)/transpose(jvp(Ge2mST))/stage_2/block_0/attention/q/q.convolve/norm/mul", 10)
+    >>> found.stage, found.direction, found.kind
     ('stage_2', 'backward', 'BatchNorm')
     """
     stage = _STAGE.search(name)
-    direction = "backward" if "transpose(jvp" in name else "forward" if "jvp(" in name else "outside"
+    direction = "backward" if "transpose(jvp" in name else "forward" if "jvp(" in name or stage else "outside"
     kinds = _KINDS if stage else _OUTSIDE
     kind = next((kind for kind, pattern in kinds if re.search(pattern, name)), "other")
     where = {"neuron_head": "head"}.get(stage[1], stage[1]) if stage else "outside"
-    return Work(name, cycles, where, direction, kind)
+    return Operation(name, cycles, where, direction, kind)
 
 
-def read_program(text: str) -> tuple[list[Work], dict[str, int], int]:
+def read_program(text: str) -> tuple[list[Operation], dict[str, int], int]:
     """`(operations, bytes of each kind of collective, loops of unknown length)` of a scheduled HLO text.
 
     An operation in a loop counts as often as the loop turns; where the compiler does not say how often, once.

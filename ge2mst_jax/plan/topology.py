@@ -1,5 +1,6 @@
 """A pod that is not there: its chips as the TPU's compiler knows them, without one at hand."""
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -42,11 +43,26 @@ def read_topology(text: str) -> tuple[Chip, int]:
     return CHIPS[match[1]], count
 
 
-def open_topology(text: str):
-    """The devices of a topology, from the compiler in `libtpu`; JAX itself stays on the CPU.
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """Chips that need not be there.
+
+    Args:
+        topology: their text, `v5e:4x4`.
+        chip: their generation.
+        devices: as JAX compiles for them.
+    """
+
+    topology: str
+    chip: Chip
+    devices: list
+
+
+def open_topology(text: str) -> Pod:
+    """The pod of a topology, from the compiler in `libtpu`; JAX itself stays on the CPU.
 
     Raises:
-        ValueError: no topology, a shape that the compiler does not know, or no `libtpu`.
+        ValueError: no topology, a shape that the compiler does not know, no `libtpu`, or another process that uses it.
     """
     chip, count = read_topology(text)
     if importlib.util.find_spec("libtpu") is None:
@@ -62,6 +78,11 @@ def open_topology(text: str):
     try:
         devices = topologies.get_topology_desc(text, platform="tpu").devices
     except Exception as error:  # the compiler's own, of many types
+        if "lockfile" in str(error):
+            raise ValueError(
+                f"topology {text}: another process uses the compiler, which serves one at a time: wait until it ends "
+                f"({one_line(error)[:160]})"
+            ) from error
         raise ValueError(
             f"topology {text}: the compiler does not know it ({one_line(error)[:120]}); "
             f"shapes of {chip.name} are {SHAPES[chip.name]}"
@@ -71,4 +92,4 @@ def open_topology(text: str):
             f"topology {text}: the compiler shows {len(devices)} devices of {count} chips, and figures of a part of "
             "a chip are not planned: take v5e or v6e"
         )
-    return chip, list(devices)
+    return Pod(text, chip, list(devices))

@@ -59,6 +59,24 @@ def compiler_options(mesh) -> dict | None:
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
 
 
+def check_parts(config: TrainConfig, mesh) -> int:
+    """Of how many images, or a multiple, a global batch must be: devices along data, times `accumulate`.
+
+    Raises:
+        ValueError: the config's is none.
+
+    >>> check_parts(TrainConfig(batch_size=12, accumulate=3), make_mesh(1, 1))
+    3
+    """
+    parts = mesh.shape["data"] * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {config.batch_size}: {mesh.shape['data']} devices along data, with accumulate "
+            f"{config.accumulate}, need a multiple of {parts}"
+        )
+    return parts
+
+
 def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, mesh=None) -> Setup:
     """Puts a run together; nothing is computed yet.
 
@@ -80,12 +98,7 @@ def set_up(config: TrainConfig, image_shape, num_classes: int, examples: int, me
         check_whole("examples", examples, 1, 2**40),
     )
     mesh = make_mesh(config.mesh_data, config.mesh_model) if mesh is None else mesh
-    parts = mesh.shape["data"] * config.accumulate
-    if config.batch_size % parts:
-        raise ValueError(
-            f"batch_size is {config.batch_size}: {mesh.shape['data']} devices along data, with accumulate "
-            f"{config.accumulate}, need a multiple of {parts}"
-        )
+    check_parts(config, mesh)
     model, optimizer = build_model(config, num_classes), make_optimizer(config, examples)
     init = functools.partial(init_state, model, optimizer, image_shape, config.seed)
     shapes = jax.eval_shape(init)

@@ -1,13 +1,18 @@
 """Plans: reading what the compiler wrote, topologies, and, where the TPU's compiler is installed, a plan itself."""
 
 import importlib.util
+import io
 import json
+import re
 
 import jax
 import plan as script
 import pytest
+import rich.console
+from plans import a_plan
 
-from ge2mst_jax.plan import CHIPS, Plan, named, read_program, read_topology, shape_bytes, shape_of
+from ge2mst_jax.plan import CHIPS, Plan, named, plan_table, read_program, read_topology, shape_bytes, shape_of
+from ge2mst_jax.plan.make import uncached
 from ge2mst_jax.train import TrainConfig
 
 HLO = """HloModule jit_train_step, is_scheduled=true
@@ -92,11 +97,37 @@ def test_data_that_no_table_knows_is_refused(data):
 
 
 def test_figures_follow_from_each_other():
-    plan = Plan(
-        "v5e:2x2", 4, 400, 1.0, {"arguments": 3, "temporary": 4}, 7.0, 50.0, 10, 0.5, 1000.0, {}, 0.0, 0, 7200, {}
-    )
-    assert (plan.fits, plan.share_of_peak, plan.images_per_second, plan.hours) == (True, 0.1, 200.0, 1.0)
-    assert json.loads(json.dumps(plan.as_dict()))["hours"] == 1.0
+    plan = a_plan()
+    assert (plan.fits, plan.share_of_peak, plan.images_per_second) == (True, 0.1, 200.0)
+    assert (plan.hours, plan.chip_hours, plan.bound_by) == (1.0, 4.0, "bytes")
+    found = json.loads(json.dumps(plan.as_dict()))
+    assert found["chip_hours"] == 4.0
+    assert Plan.from_dict(found) == plan
+    assert a_plan(work="evaluate", steps=None).as_dict()["hours"] is None
+
+
+@pytest.mark.parametrize("changes", [{"hbm": "7"}, {"batch": True}, {"shares": []}, {"more": 1}, {"fits": None}])
+def test_what_is_no_plan_is_refused(changes):
+    found = a_plan().as_dict() | changes
+    if changes == {"fits": None}:
+        del found["fits"]
+    with pytest.raises(ValueError, match="holds"):
+        Plan.from_dict(found)
+
+
+def test_table_sets_plans_side_by_side():
+    console = rich.console.Console(width=120, record=True, file=io.StringIO())
+    console.print(plan_table({"ours": a_plan(), "ViT-S/16": a_plan(steps=None, seconds=0.25, shares={"stage": {}})}))
+    text = console.export_text()
+    for line in (
+        r"train on v5e:2x2, batch 400",
+        r"step, by cycles +│ +500.0 ms │ +250.0 ms",
+        r"step, by bytes +│ +1000.0 ms │ +1000.0 ms",
+        r"the larger +│ +bytes, 2.0 × │ +bytes, 4.0 ×",
+        r"recipe +│ 7,200 steps, 1.0 h, 4 chip-hours │ +–",
+        r"stage: stem +│ +100.0% │ +–",
+    ):
+        assert re.search(line, text), line
 
 
 @pytest.mark.parametrize(
@@ -106,6 +137,22 @@ def test_figures_follow_from_each_other():
         (["digits", "--topology", "v5e:3"], "unknown topology 'v5e:3'"),
         (["digits", "--batch", "0"], "batch is 0"),
         (["digits", "--json", "no/where.json"], "there is no folder no"),
+        (["digits", "--json", "/"], "that is a folder"),
+        (["digits", "--work", "dense", "--neuron", "relu"], "'relu' neurons cannot be converted"),
+        (["digits", "--work", "dense", "--anchor", "True"], "anchor and work dense contradict each other"),
+        (["digits", "--anchor", "True"], "ViT-S/16 cuts images into patches of 16x16: images of 8x8"),
+        (["digits", "--largest-batch", "True", "--batch", "64"], "largest_batch and batch contradict"),
+        (["digits", "--largest-batch", "True", "--anchor", "True"], "largest_batch and anchor contradict"),
+        (["digits", "--sweep", "True", "--batch", "64"], "sweep and batch contradict each other: give batches"),
+        (["digits", "--sweep", "True", "--topology", "v5e:2x2"], "contradict each other: give topologies"),
+        (["digits", "--sweep", "True", "--work", "spiking"], "sweep and work spiking contradict each other"),
+        (["digits", "--sweep", "True", "--largest-batch", "True"], "sweep and largest_batch contradict"),
+        (["digits", "--topologies", "v5e:2x2"], "topologies are of a sweep: add --sweep True"),
+        (["digits", "--remats", "none"], "remats are of a sweep"),
+        (["digits", "--sweep", "True", "--topologies", "v5e:2x2", "v9:2x2"], "unknown topology 'v9:2x2'"),
+        (["digits", "--sweep", "True", "--batches", "64", "0"], "batches is 0"),
+        (["digits", "--sweep", "True", "--remats", "all"], "unknown remat 'all': known are none"),
+        (["digits", "--sweep", "True", "--json", __file__], "damaged"),
     ],
 )
 def test_script_says_what_is_wrong_before_it_compiles(arguments, message, capsys):
@@ -123,14 +170,8 @@ def test_without_the_compiler_one_line_says_how_to_get_it(capsys):
     assert "pip install 'libtpu==" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler")
-def test_plan_of_the_digits(tmp_path, capsys):
-    path = tmp_path / "plan.json"
-    script.run_command(script.main, script.Options, arguments=["digits", "--topology", "v5e:2x2", "--json", str(path)])
-    found = json.loads(path.read_text())
-    assert found["fits"]
-    assert found["cycles"] > 10_000
-    assert sum(found["shares"]["stage"].values()) == pytest.approx(1)
-    assert "share of peak" in capsys.readouterr().out
-    assert jax.default_backend() == "cpu"
+def test_what_is_planned_is_not_taken_from_a_cache():
+    before = jax.config.jax_enable_compilation_cache
+    with uncached():
+        assert not jax.config.jax_enable_compilation_cache
+    assert jax.config.jax_enable_compilation_cache == before
