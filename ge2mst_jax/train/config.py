@@ -102,7 +102,7 @@ class TrainConfig:
     budget_gain: float = 5.0
     """Of the budget's controller: the spike penalty's weight for an error of 100 %."""
     init_from: Path | None = None
-    """A run whose averaged parameters this one starts from (fine-tuning); one of relu neurons gives spiking ones thresholds."""
+    """A run whose averaged parameters this one starts from (fine-tuning); a relu network becomes a spiking one."""
     seed: int = 0
     """Of parameters, order and augmentation."""
 

@@ -1,4 +1,4 @@
-"""A spiking network that starts from an ANN: thresholds from the ANN's activations, BatchNorm's statistics measured anew."""
+"""A spiking network that starts from an ANN: thresholds from its activations, BatchNorm's statistics measured anew."""
 
 import functools
 
@@ -22,7 +22,9 @@ LEAST = 1e-3
 def neuron_layers(model, variables, images) -> dict:
     """`{layer: (code, heads)}` of the neurons of a spiking network that learn their threshold."""
     aux = jax.eval_shape(lambda v, x: model.apply(v, x)[1], variables, images)
-    raw = {path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(variables["params"]).items() if path[-1] == "raw"}
+    raw = {
+        path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(variables["params"]).items() if path[-1] == "raw"
+    }
     found = {}
     for name, record in aux.items():
         if isinstance(record, NeuronRecord) and tuple(name.split("/")) in raw:
@@ -69,12 +71,31 @@ def _statistics(model, variables, images):
     return jax.tree.map(lambda new: new / (1 - MOMENTUM), updates["batch_stats"])
 
 
+def shared_parameters(ann, initial) -> dict:
+    """`{path: array}` of a spiking network: the ANN's, but for thresholds, which it has not.
+
+    Raises:
+        ValueError: networks of other shapes; names an array.
+    """
+    given, params = traverse_util.flatten_dict(ann, sep="/"), {}
+    for path, like in traverse_util.flatten_dict(initial, sep="/").items():
+        array = like if path.endswith("/raw") else given.pop(path, None)
+        if array is None or array.shape != like.shape:
+            raise ValueError(
+                f"the ANN's {path} is {getattr(array, 'shape', 'absent')}, but this network's {like.shape}"
+            )
+        params[path] = array
+    if given:
+        raise ValueError(f"the ANN holds {min(given)}, which this network has not")
+    return params
+
+
 def spiking_start(ann, variables, model, initial, batches):
     """Parameters and statistics of a spiking network that computes nearly what an ANN of its shape does.
 
     Every threshold is the one of `CANDIDATES` that minimises the mean squared error `(relu(I) - θn)²` of its layer's
-    activations in the ANN (of each head, where it has one a head: binary `q` and `k` too). Then every BatchNorm gets the
-    mean statistics of the batches in the spiking network itself: they divide by the scale of levels.
+    activations in the ANN (of each head, where it has one a head: binary `q` and `k` too). Then every BatchNorm gets
+    the mean statistics of the batches in the spiking network itself, as those divide by the scale of levels.
 
     Args:
         ann: the network, with `neuron="relu"`.
@@ -91,6 +112,7 @@ def spiking_start(ann, variables, model, initial, batches):
 
     Source: error-minimising thresholds as in the quantisation of activations (Choukroun et al., 2019).
     """
+    params = shared_parameters(variables["params"], initial["params"])
     ann = ann.clone(capture="levels", drop_path=0.0)
     layers = neuron_layers(model, initial, batches[0])
     heads = tuple((name, n) for name, (_, n) in layers.items())
@@ -98,19 +120,14 @@ def spiking_start(ann, variables, model, initial, batches):
     largest = [_largest(ann, variables, images, heads) for images in batches]
     tops = {name: jnp.maximum(functools.reduce(jnp.maximum, [x[name] for x in largest]), LEAST) for name in layers}
     errors = [_errors(ann, variables, images, tops, sizes) for images in batches]
-    raw = {}
     for name, (code, _) in layers.items():
         best = np.argmin(np.mean([np.asarray(error[name]) for error in errors], 0), 0)
-        theta = SHARES[best] * np.asarray(tops[name]) / code.max_level
-        raw[f"{name}/raw"] = np.log(np.expm1(np.maximum(theta.astype(np.float64), 1e-6))).astype(np.float32)
-    given, params = traverse_util.flatten_dict(variables["params"], sep="/"), {}
-    for path, like in traverse_util.flatten_dict(initial["params"], sep="/").items():
-        array = raw[path].reshape(like.shape) if path in raw else given.pop(path, None)
-        if array is None or array.shape != like.shape:
-            raise ValueError(f"the ANN's {path} is {getattr(array, 'shape', 'absent')}, but this network's {like.shape}")
-        params[path] = jnp.asarray(array)
-    if given:
-        raise ValueError(f"the ANN holds {min(given)}, which this network has not")
-    made = {"params": traverse_util.unflatten_dict(params, sep="/"), "batch_stats": initial["batch_stats"]}
+        theta = np.maximum(SHARES[best] * np.asarray(tops[name], np.float64) / code.max_level, 1e-6)
+        raw = theta + np.log(-np.expm1(-theta))  # softplus(raw) = θ
+        params[f"{name}/raw"] = raw.astype(np.float32).reshape(params[f"{name}/raw"].shape)
+    made = {
+        "params": traverse_util.unflatten_dict({path: jnp.asarray(a) for path, a in params.items()}, sep="/"),
+        "batch_stats": initial["batch_stats"],
+    }
     statistics = [_statistics(model, made, images) for images in batches]
     return made | {"batch_stats": jax.tree.map(lambda *each: sum(each) / len(each), *statistics)}

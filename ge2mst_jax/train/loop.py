@@ -247,13 +247,15 @@ class _Loop:
 
     def _from_ann(self, ann, variables, state: TrainState):
         """The ANN as a spiking network, by the first batches of training."""
-        with prefetch_to_device(self._batches(), self.sharding, 0) as stream:
+        with prefetch_to_device(self._batches(), self.sharding, 1) as stream:
             images = [next(stream)["image"] for _ in range(BATCHES)]
         try:
             made = spiking_start(ann, variables, self.setup.model, state.ema, images)
         except ValueError as error:
             raise ValueError(f"init_from: {error}") from error
-        self._say(f"thresholds of {self.config.neuron} neurons from the activations of {BATCHES} batches in a network of relu")
+        self._say(
+            f"thresholds of {self.config.neuron} neurons from the activations of {BATCHES} batches in a network of relu"
+        )
         return made
 
     def _batches(self):

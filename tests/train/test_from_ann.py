@@ -1,0 +1,131 @@
+"""A spiking network that starts from an ANN: its thresholds, its statistics, how near it comes, and runs that do it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from ge2mst_jax import create_model
+from ge2mst_jax.train import TrainConfig, train
+from ge2mst_jax.train.from_ann import CANDIDATES, neuron_layers, spiking_start
+
+CONVOLUTIONS = (("conv", 8, 1), ("conv", 16, 1))
+ATTENTION = (("conv", 8, 1), ("attention", 48, 1))
+
+
+@pytest.fixture(scope="module")
+def batches():
+    random = np.random.default_rng(0)
+    return [jnp.asarray(random.integers(0, 256, (16, 8, 8, 1), np.uint8)) for _ in range(3)]
+
+
+def ann_of(stages, batches):
+    """A network of relu neurons whose statistics are those of the batches."""
+    ann = create_model("ge2mst_nano", neuron="relu", stages=stages)
+    variables = dict(jax.jit(ann.init)(jax.random.key(0), batches[0]))
+    step = jax.jit(lambda v, x: v | ann.apply(v, x, train=True, mutable=["batch_stats"])[1])
+    for images in batches * 10:
+        variables = step(variables, images)
+    return ann, variables
+
+
+def started(ann, variables, batches, code, **changes):
+    model = create_model("ge2mst_nano", code=code, **{"stages": ann.stages} | changes)
+    initial = jax.jit(model.init)(jax.random.key(1), batches[0])
+    return model, initial, spiking_start(ann, variables, model, initial, batches)
+
+
+@pytest.fixture(scope="module")
+def convolutions(batches):
+    return ann_of(CONVOLUTIONS, batches)
+
+
+@pytest.mark.parametrize(("code", "nearness"), [("1x8", 0.995), ("2x2", 0.97)])
+def test_what_is_made_computes_nearly_what_the_ann_does(convolutions, batches, code, nearness):
+    ann, variables = convolutions
+    model, _, made = started(ann, variables, batches, code)
+    logits = [np.asarray(net.apply(v, batches[0])[0]).ravel() for net, v in ((ann, variables), (model, made))]
+    assert np.corrcoef(logits)[0, 1] > nearness
+    assert np.abs(logits[0] - logits[1]).max() < (0.3 if code == "1x8" else 0.7) * logits[0].std()
+
+
+def test_thresholds_are_those_of_least_error(batches):
+    """Of every layer, of every head of q and k, against a search in NumPy."""
+    ann, variables = ann_of(ATTENTION, batches)
+    model, initial, made = started(ann, variables, batches, "2x2")
+    layers = neuron_layers(model, initial, batches[0])
+    heads = {name: n for name, (_, n) in layers.items() if n > 1}
+    assert len(layers) == 12 and set(heads.values()) == {4}
+    assert {name.rpartition("_")[2] for name in heads} == {"q", "k"}
+    aux = ann.clone(capture="levels").apply(variables, jnp.concatenate(batches))[1]
+    flat = traverse_util.flatten_dict(made["params"], sep="/")
+    for name, (code, n) in layers.items():
+        current = np.asarray(aux[name].current, np.float64)
+        found = np.logaddexp(np.asarray(flat[f"{name}/raw"], np.float64), 0).reshape(n)  # softplus
+        for head, part in enumerate(np.split(current, n, -1)):
+
+            def error(theta, part=part, top=code.max_level):
+                return np.mean((np.maximum(part, 0) - theta * np.clip(np.floor(part / theta + 0.5), 0, top)) ** 2)
+
+            tried = part.max() / code.max_level * np.arange(1, CANDIDATES + 1) / CANDIDATES
+            assert error(found[head]) <= 1.01 * min(map(error, tried)), (name, head)
+
+
+def test_statistics_are_the_mean_of_the_batches_own(convolutions, batches):
+    ann, variables = convolutions
+    model, _, made = started(ann, variables, batches, "2x2")
+    zeros = jax.tree.map(jnp.zeros_like, made["batch_stats"])
+    each = [
+        model.apply(made | {"batch_stats": zeros}, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+        for images in batches
+    ]
+    mean = jax.tree.map(lambda *parts: np.mean(parts, 0) / 0.1, *each)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), made["batch_stats"], mean)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"stages": (("conv", 8, 1), ("conv", 24, 1))}, r"the ANN's \S+ is \(.*\), but this network's \(.*\)"),
+        ({"stages": (("conv", 8, 1), ("conv", 16, 2))}, r"the ANN's \S+ is absent, but this network's"),
+        (
+            {"stages": (("conv", 8, 0), ("conv", 16, 1))},
+            r"the ANN holds stage_0/block_0/\S+, which this network has not",
+        ),
+    ],
+)
+def test_an_ann_of_another_shape_is_refused(convolutions, batches, changes, says):
+    with pytest.raises(ValueError, match=says):
+        started(*convolutions, batches, "2x2", **changes)
+
+
+CONFIG = dict(steps=4, batch_size=32, warmup_epochs=0.0, eval_every_epochs=100.0)
+
+
+def test_a_run_starts_from_a_run_of_relu_neurons(tmp_path, capsys):
+    train(TrainConfig(neuron="relu", **CONFIG), tmp_path / "ann")
+    config = TrainConfig(init_from=tmp_path / "ann", **CONFIG)
+    first = train(config, tmp_path / "one")
+    again = train(config, tmp_path / "two")
+    for a, b in zip(*(jax.tree.leaves(t.state.params) for t in (first, again)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    scratch = train(TrainConfig(**CONFIG), tmp_path / "three")
+    raw = [np.asarray(t.state.params["neuron_head"]["raw"]) for t in (first, scratch)]
+    assert abs(raw[0] - raw[1]) > 1e-3
+
+
+def test_a_run_of_another_shape_is_no_start(tmp_path):
+    train(TrainConfig(neuron="relu", **CONFIG), tmp_path / "ann")
+    with pytest.raises(ValueError, match=r"init_from: .* has other parameters"):
+        train(
+            TrainConfig(
+                neuron="lif",
+                init_from=tmp_path / "ann",
+                code="2x1",
+                model="ge2mst_cifar",
+                scales=("block2", "grid2"),
+                **CONFIG,
+            ),
+            tmp_path / "b",
+        )
