@@ -21,7 +21,7 @@ def _stages(*rows):
 SIZES = {
     "ge2mst_nano": dict(
         stages=_stages(("conv", 24, 1), ("attention", 48, 2)),
-        head_width=12,
+        head_width=24,
         scales=(Scale("block", 2), Scale("grid", 2)),
         group_width=32,
     ),

@@ -51,8 +51,8 @@ def expected_parameters(model, channels):
 @pytest.mark.parametrize(
     ("name", "image_shape", "classes", "expected"),
     [
-        ("ge2mst_nano", (8, 8, 1), 10, 116_658),
-        ("ge2mst_nano", (28, 28, 1), 10, 116_658),
+        ("ge2mst_nano", (8, 8, 1), 10, 116_650),
+        ("ge2mst_nano", (28, 28, 1), 10, 116_650),
         ("ge2mst_cifar", (32, 32, 3), 10, 6_646_465),
         ("ge2mst_cifar", (32, 32, 3), 100, 6_669_595),
         ("ge2mst_s", (224, 224, 3), 1000, 10_951_622),
@@ -86,8 +86,7 @@ def test_attention_in_groups_costs_fewer_synops_than_full_attention_in_its_cheap
             cost += min(width * (of_k * of_v + of_q), scale.tokens * (of_q * of_k + of_v)) / len(model.scales)
             assert not keys_first(scale.tokens, width, model.attention_rates)
         full = min(width * (of_k * of_v + of_q), side**2 * (of_q * of_k + of_v))
-        assert cost < 0.7 * full or name == "ge2mst_nano", (side, cost / full)
-        assert cost <= 0.8 * full
+        assert cost < 0.7 * full, (side, cost / full)
 
 
 def test_table_holds_the_five_sizes():
@@ -196,11 +195,11 @@ def test_scale_that_the_stages_share_must_divide_every_one_of_them():
         ({"num_classes": 2.0}, "num_classes is 2.0: it must be a whole number"),
         (
             {"stages": (("attention", 40, 1),)},
-            "an attention stage of 40 channels cannot give equal shares of heads of width 12 to 2 scales",
+            "an attention stage of 40 channels cannot give equal shares of heads of width 24 to 2 scales",
         ),
         (
             {"scales": ("block1", "block2", "grid2")},
-            "an attention stage of 48 channels cannot give equal shares of heads of width 12 to 3 scales",
+            "an attention stage of 48 channels cannot give equal shares of heads of width 24 to 3 scales",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -56,7 +56,7 @@ def test_thresholds_are_those_of_least_error(batches):
     model, initial, made = started(ann, variables, batches, "2x2")
     layers = neuron_layers(model, initial, batches[0])
     heads = {name: n for name, (_, n) in layers.items() if n > 1}
-    assert len(layers) == 12 and set(heads.values()) == {4}
+    assert len(layers) == 12 and set(heads.values()) == {2}
     assert {name.rpartition("_")[2] for name in heads} == {"q", "k"}
     aux = ann.clone(capture="levels").apply(variables, jnp.concatenate(batches))[1]
     flat = traverse_util.flatten_dict(made["params"], sep="/")
