@@ -12,6 +12,7 @@ from ge2mst_jax.grouping.attention import (
     ssa,
 )
 from ge2mst_jax.grouping.partition import PARTITIONS, Scale, partition, read_scales, unpartition
+from ge2mst_jax.grouping.training import masked_attention, training_attention
 
 __all__ = [
     "PARTITIONS",
@@ -23,9 +24,11 @@ __all__ = [
     "group_attention",
     "gw_attention",
     "keys_first",
+    "masked_attention",
     "partition",
     "read_scales",
     "share_heads",
     "ssa",
+    "training_attention",
     "unpartition",
 ]

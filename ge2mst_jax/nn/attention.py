@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.grouping import REAL, Scale, attention_halves, attention_synops, keys_first, share_heads
+from ge2mst_jax.grouping import REAL, Scale, attention_synops, keys_first, share_heads
 from ge2mst_jax.nn.wire import AttentionRecord, Current, Signal, Wire
 
 
@@ -31,21 +31,22 @@ class AttentionLayer(nn.Module):
         return self.attend(q, k, v)
 
 
-def attention_counts(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, precision=None):
+def attention_counts(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, halves, dtype):
     """`A·v` as a current of integers, and what it leaves in `aux`.
 
     Args:
         q, k: signals of one step a neuron; or all three at every step.
         v: levels, a spike train, or steps.
         layer: whose heads and scales.
-        precision: of its products.
+        halves: two linear maps, of `v` and of its sum over time: `attention_halves`, or what gives the same.
+        dtype: of the operands.
     """
     heads, scales, name = layer.heads, layer.scales, "/".join(layer.path)
     rates = REAL if v.code is None else layer.wire.attention_rates  # of one step all three are alike
     height, width, channels = v.image_shape
-    keys, queries = (split(x.planes.astype(jnp.float32), heads) for x in (k, q))
-    of_values, of_queries = attention_halves(queries, keys, scales, precision, grid=(height, width), rates=rates)
-    counts = v.integrate(lambda x: of_values(split(x.astype(jnp.float32), heads)), lambda x: join(of_queries(x)))
+    keys, queries = (split(x.planes.astype(dtype), heads) for x in (k, q))
+    of_values, of_queries = halves(queries, keys, scales, grid=(height, width), rates=rates)
+    counts = v.integrate(lambda x: of_values(split(x.astype(dtype), heads)), lambda x: join(of_queries(x)))
     made = AttentionRecord(
         synops=None if layer.wire.capture == "none" else _synops(queries, keys, v, heads, scales, rates),
         sources=(q.source, k.source, v.source),

@@ -1,7 +1,10 @@
 """Layers as they are deployed: integer weights and thresholds that `convert` made; dense, or spiking in time."""
 
+import functools
+
 import jax.numpy as jnp
 
+from ge2mst_jax.grouping import attention_halves
 from ge2mst_jax.nn.attention import AttentionLayer, attention_counts
 from ge2mst_jax.nn.neuron import NeuronLayer
 from ge2mst_jax.nn.planes import EXACT, integer_conv, integer_sums
@@ -50,12 +53,16 @@ class Head(HeadLayer):
         return bias[None] + signal.integrate(linear_map)
 
 
+#: Counts are below `2^24`, and one operand of every product is a spike or a level.
+EXACT_HALVES = functools.partial(attention_halves, precision="highest")
+
+
 class Attention(AttentionLayer):
     __doc__ = AttentionLayer.__doc__
 
     def attend(self, q, k, v):
         """`(Current, None, aux)`: the counts, shifted to their current's `2^-f` by the layer's `shift`."""
-        counts, aux = attention_counts(q, k, v, self, "highest")
+        counts, aux = attention_counts(q, k, v, self, EXACT_HALVES, jnp.float32)
         ((name, record),) = aux.items()
         if record.bound > EXACT:
             raise ValueError(f"{name}: counts up to {record.bound} leave float32's {EXACT}: use smaller token groups")

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from ge2mst_jax.grouping import training_attention
 from ge2mst_jax.nn.attention import AttentionLayer, attention_counts, unit_of
 from ge2mst_jax.nn.kept import of_levels
 from ge2mst_jax.nn.maps import conv2d
@@ -115,11 +116,16 @@ class Head(HeadLayer):
         return (logits.mean(0) if signal.form == "steps" else logits) + bias[None]
 
 
+def whole(q, k, scales, *, grid, rates):
+    """Attention as two linear maps of which the first is all of it."""
+    return lambda v: training_attention(q, k, v, scales, grid=grid, rates=rates), lambda attended: attended
+
+
 class Attention(AttentionLayer):
     __doc__ = AttentionLayer.__doc__
 
     def attend(self, q, k, v):
         """`(Current, unit, aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
-        counts, aux = attention_counts(q, k, v, self)
+        counts, aux = attention_counts(q, k, v, self, whole, self.wire.dtype)
         unit = unit_of(q, k, v, self.heads, self.scales)
         return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux
