@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.grouping.attention import REAL, gw_attention, keys_first, on_grid, share_heads
+from ge2mst_jax.grouping.attention import REAL, check_rates, gw_attention, keys_first, on_grid, share_heads
 from ge2mst_jax.grouping.partition import Scale, partition, read_scales
 from ge2mst_jax.spiking.operands import not_before
 
@@ -113,4 +113,4 @@ def training_attention(q, k, v, scales, *, grid, rates=REAL):
     Array([12., 12., 12.], dtype=float32)
     """
     (q, k, v), grid = on_grid(grid, q=q, k=k, v=v)
-    return _attention(q, k, v, read_scales(scales), grid, tuple(rates))
+    return _attention(q, k, v, read_scales(scales), grid, check_rates(rates))
