@@ -96,9 +96,10 @@ class DeployedNet:
             planes = {name: self._planes(name, record, execution) for name, record in self.layers.items()}
             cut = {f"{name}/{key}" for name, arrays in planes.items() for key in arrays}
             arrays = traverse_util.flatten_dict(self.params, sep="/")
-            # Weights that are cut need not be on the device.
-            params = {path: array if path in cut else jnp.asarray(array) for path, array in arrays.items()}
-            planes = nest(jax.tree.map(jnp.asarray, planes))
+            with jax.ensure_compile_time_eval():  # kept for calls to come: no part of a program that traces this one
+                # Weights that are cut need not be on the device.
+                params = {path: array if path in cut else jnp.asarray(array) for path, array in arrays.items()}
+                planes = nest(jax.tree.map(jnp.asarray, planes))
             self._made[execution] = {"params": traverse_util.unflatten_dict(params, sep="/"), "planes": planes}
         return self._made[execution]
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -291,3 +292,11 @@ def test_spikes_that_attention_expects_are_measured_where_there_are_images(model
         assert rate == pytest.approx(np.mean([train.sum(0).mean() for train in found]), rel=0.05)
     assert certify(measured, images).spikes_differing == 0
     assert (np.asarray(measured(images)[0]) == np.asarray(net(images)[0])).all()  # the order changes no number
+
+
+@pytest.mark.parametrize("execution", ["dense", "spiking"])
+def test_a_first_call_inside_a_traced_program_leaves_nothing_of_it_behind(net, execution):
+    fresh = dataclasses.replace(net)
+    inside = jax.jit(lambda images: fresh(images, execution)[0])(IMAGES[:2])
+    np.testing.assert_array_equal(inside, fresh(IMAGES[:2], execution)[0])
+    np.testing.assert_array_equal(inside, net(IMAGES[:2], execution)[0])
