@@ -117,17 +117,18 @@ def spiking_start(ann, variables, model, initial, batches):
     layers = neuron_layers(model, initial, batches[0])
     heads = tuple((name, n) for name, (_, n) in layers.items())
     sizes = tuple((name, code.max_level, n) for name, (code, n) in layers.items())
-    largest = [_largest(ann, variables, images, heads) for images in batches]
-    tops = {name: jnp.maximum(functools.reduce(jnp.maximum, [x[name] for x in largest]), LEAST) for name in layers}
-    errors = [_errors(ann, variables, images, tops, sizes) for images in batches]
+    # Fetched one by one: on virtual devices of a CPU, programs that wait for each other may not overlap.
+    largest = [jax.device_get(_largest(ann, variables, images, heads)) for images in batches]
+    tops = {name: np.maximum(np.max([x[name] for x in largest], 0), LEAST) for name in layers}
+    errors = [jax.device_get(_errors(ann, variables, images, tops, sizes)) for images in batches]
     for name, (code, _) in layers.items():
-        best = np.argmin(np.mean([np.asarray(error[name]) for error in errors], 0), 0)
-        theta = np.maximum(SHARES[best] * np.asarray(tops[name], np.float64) / code.max_level, 1e-6)
+        best = np.argmin(np.mean([error[name] for error in errors], 0), 0)
+        theta = np.maximum(SHARES[best] * tops[name].astype(np.float64) / code.max_level, 1e-6)
         raw = theta + np.log(-np.expm1(-theta))  # softplus(raw) = θ
         params[f"{name}/raw"] = raw.astype(np.float32).reshape(params[f"{name}/raw"].shape)
     made = {
         "params": traverse_util.unflatten_dict({path: jnp.asarray(a) for path, a in params.items()}, sep="/"),
         "batch_stats": initial["batch_stats"],
     }
-    statistics = [_statistics(model, made, images) for images in batches]
-    return made | {"batch_stats": jax.tree.map(lambda *each: sum(each) / len(each), *statistics)}
+    statistics = [jax.device_get(_statistics(model, made, images)) for images in batches]
+    return made | {"batch_stats": jax.tree.map(lambda *each: np.mean(each, 0), *statistics)}
