@@ -93,9 +93,14 @@ class DeployedNet:
         """
         check_choice("execution", execution, EXECUTED)
         if execution not in self._made:
-            planes = {name: self._planes(name, record, execution) for name, record in self.layers.items()}
+            layers = self.layers
+            with jax.ensure_compile_time_eval():
+                planes = {name: self._planes(name, record, execution) for name, record in layers.items()}
             cut = {f"{name}/{key}" for name, arrays in planes.items() for key in arrays}
             arrays = traverse_util.flatten_dict(self.params, sep="/")
+            for array in arrays.values():
+                if isinstance(array, np.ndarray):
+                    array.flags.writeable = False  # what runs from now on was made of these numbers
             with jax.ensure_compile_time_eval():  # kept for calls to come: no part of a program that traces this one
                 # Weights that are cut need not be on the device.
                 params = {path: array if path in cut else jnp.asarray(array) for path, array in arrays.items()}
@@ -115,6 +120,9 @@ class DeployedNet:
     @functools.cached_property
     def _made(self) -> dict:
         return {}
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
 
     def logits(self, sums):
         """Logits from the head's certified sums: float32, divided by the number of tokens, nan where there is none."""

@@ -1,4 +1,4 @@
-"""GW-SSA in training: one value and one gradient, computed in the form that suits the machine."""
+"""GW-SSA in training: one function, computed in the form that suits the machine. Reverse mode only."""
 
 import functools
 
@@ -51,7 +51,8 @@ def masked_attention(q, k, v, scales, *, grid):
     scales = read_scales(scales)
     shares, shape = share_heads(q.shape[-2], scales), q.shape
     q, k, v = (x.reshape(-1, height * width, *shape[-2:]) for x in (q, k, v))  # [B, N, h, d]
-    kind = jnp.float32 if shape[-1] > 256 else q.dtype  # counts up to 256 are bfloat16 numbers
+    # Counts up to 256 are bfloat16 numbers; float16 would overflow where operands are real.
+    kind = q.dtype if q.dtype == jnp.bfloat16 and shape[-1] <= 256 else jnp.float32
     outputs = []
     for scale, share in zip(scales, shares, strict=True):
         of_q, of_k, of_v = (x[:, :, share] for x in (q, k, v))
@@ -104,7 +105,8 @@ def training_attention(q, k, v, scales, *, grid, rates=REAL):
         scales, grid, rates: as in `gw_attention`.
 
     Returns:
-        `[..., H, W, h, d]` float32: the same number in either form where operands are spikes and levels.
+        `[..., H, W, h, d]` float32: the same number in either form where operands are spikes and levels and every count
+        is one that the machine's products hold exactly (256 where they are of bfloat16 numbers, as a TPU's are).
 
     Raises: as `gw_attention`.
 

@@ -272,6 +272,8 @@ def integer_sums(
     planes = planes or planes_of(kernel, max_level, arithmetic, level)
     if planes.arriving != level:
         raise ValueError(f"planes for numbers up to {planes.arriving}, but up to {level} arrive: cut them for those")
+    if planes.parts[0].dtype != arithmetic.operand_type(backend):
+        raise ValueError(f"planes of {planes.parts[0].dtype}, but {backend} multiplies others: cut them for it")
     of_group = (jnp.split(a, groups, -1) for a in (x.astype(planes.parts[0].dtype), *planes.parts))
     words = []
     for arrived, *parts in zip(*of_group, strict=True):

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
 from ge2mst_jax.nn import NeuronRecord
 from ge2mst_jax.nn.norm import MOMENTUM
+from ge2mst_jax.spiking import project
 
 #: Batches of training images that are looked at.
 BATCHES = 8
@@ -17,6 +19,11 @@ CANDIDATES = 48
 SHARES = np.arange(1, CANDIDATES + 1, dtype=np.float32) / CANDIDATES
 #: A threshold of a layer that is never above 0.
 LEAST = 1e-3
+
+
+def fetched(tree):
+    """Whole arrays on every host, however they are sharded."""
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def neuron_layers(model, variables, images) -> dict:
@@ -48,12 +55,12 @@ def _largest(ann, variables, images, heads):
 def _errors(ann, variables, images, tops, layers):
     """`[CANDIDATES, heads]` of each layer: mean of `(relu(I) - θn)²`."""
     aux, found = ann.apply(variables, images)[1], {}
-    for name, max_level, heads in layers:
+    for name, code, heads in layers:
         current = _by_head(aux[name].current, heads)
 
-        def error(share, current=current, top=tops[name], max_level=max_level):
-            theta = share * top[:, None] / max_level
-            levels = jnp.clip(jnp.floor(current / theta + 0.5), 0, max_level)
+        def error(share, current=current, top=tops[name], code=code):
+            theta = share * top[:, None] / code.max_level
+            levels = project(jnp.clip(jnp.floor(current / theta + 0.5), 0, code.max_level), code)
             return jnp.mean(jnp.square(jax.nn.relu(current) - theta * levels), 1)
 
         found[name] = jax.lax.map(error, jnp.asarray(SHARES))
@@ -113,14 +120,14 @@ def spiking_start(ann, variables, model, initial, batches):
     Source: error-minimising thresholds as in the quantisation of activations (Choukroun et al., 2019).
     """
     params = shared_parameters(variables["params"], initial["params"])
-    ann = ann.clone(capture="levels", drop_path=0.0)
+    ann = ann.clone(capture="levels", drop_path=0.0, scales=model.scales)  # groups have no parameters
     layers = neuron_layers(model, initial, batches[0])
     heads = tuple((name, n) for name, (_, n) in layers.items())
-    sizes = tuple((name, code.max_level, n) for name, (code, n) in layers.items())
+    sizes = tuple((name, code, n) for name, (code, n) in layers.items())
     # Fetched one by one: on virtual devices of a CPU, programs that wait for each other may not overlap.
-    largest = [jax.device_get(_largest(ann, variables, images, heads)) for images in batches]
+    largest = [fetched(_largest(ann, variables, images, heads)) for images in batches]
     tops = {name: np.maximum(np.max([x[name] for x in largest], 0), LEAST) for name in layers}
-    errors = [jax.device_get(_errors(ann, variables, images, tops, sizes)) for images in batches]
+    errors = [fetched(_errors(ann, variables, images, tops, sizes)) for images in batches]
     for name, (code, _) in layers.items():
         best = np.argmin(np.mean([error[name] for error in errors], 0), 0)
         theta = np.maximum(SHARES[best] * tops[name].astype(np.float64) / code.max_level, 1e-6)
@@ -130,5 +137,5 @@ def spiking_start(ann, variables, model, initial, batches):
         "params": traverse_util.unflatten_dict({path: jnp.asarray(a) for path, a in params.items()}, sep="/"),
         "batch_stats": initial["batch_stats"],
     }
-    statistics = [jax.device_get(_statistics(model, made, images)) for images in batches]
+    statistics = [fetched(_statistics(model, made, images)) for images in batches]
     return made | {"batch_stats": jax.tree.map(lambda *each: np.mean(each, 0), *statistics)}

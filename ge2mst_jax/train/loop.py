@@ -233,6 +233,11 @@ class _Loop:
         found, ema, about = load_averaged(self.config.init_from, mesh=self.setup.mesh)
         if found.neuron == "relu" and self.config.neuron in LEARNED:
             ema = self._from_ann(found, ema, state)
+        elif found.neuron == "relu" != self.config.neuron:
+            raise ValueError(
+                f"init_from: {self.config.init_from} is a run of relu neurons, whose activations give thresholds to "
+                f"{' and '.join(LEARNED)} neurons, not to {self.config.neuron}"
+            )
         shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (ema, state.ema)]
         if shapes[0] != shapes[1]:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Deployment: the fold is the stated formula, and what cannot be converted is refused by name."""
 
 import dataclasses
+import pickle
 
 import flax.linen as nn
 import jax
@@ -300,3 +301,23 @@ def test_a_first_call_inside_a_traced_program_leaves_nothing_of_it_behind(net, e
     inside = jax.jit(lambda images: fresh(images, execution)[0])(IMAGES[:2])
     np.testing.assert_array_equal(inside, fresh(IMAGES[:2], execution)[0])
     np.testing.assert_array_equal(inside, net(IMAGES[:2], execution)[0])
+
+
+def test_arrays_of_a_device_are_cut_outside_of_a_traced_program_too(net):
+    fresh = dataclasses.replace(net, params=jax.tree.map(jnp.asarray, net.params))
+    inside = jax.jit(lambda images: fresh(images)[0])(IMAGES[:2])
+    np.testing.assert_array_equal(inside, fresh(IMAGES[:2])[0])
+
+
+def test_numbers_of_a_network_that_has_run_cannot_be_changed_in_place(model, variables):
+    net = deploy(model, variables, SHAPE)
+    net(IMAGES[:2])
+    with pytest.raises(ValueError, match="read-only"):
+        net.params["stem"]["synapse"]["kernel"] *= -1
+
+
+def test_a_copied_network_makes_its_planes_anew(net):
+    logits = net(IMAGES[:2])[0]
+    copied = pickle.loads(pickle.dumps(net))
+    assert "_made" not in copied.__dict__
+    np.testing.assert_array_equal(copied(IMAGES[:2])[0], logits)

@@ -207,6 +207,12 @@ def test_planes_of_spikes_meet_no_levels():
         integer_sums(x, kernel, 1, 255, Arithmetic(), planes=for_spikes)
 
 
+def test_planes_of_one_machine_are_not_multiplied_as_those_of_another():
+    kernel, x = np.ones((3, 3, 3, 4), np.int32), jnp.zeros((1, 4, 4, 3))
+    with pytest.raises(ValueError, match=r"planes of float32, but tpu multiplies others: cut them for it"):
+        integer_sums(x, kernel, 1, 6, Arithmetic(31, "tpu"), planes=planes_of(kernel, 6, Arithmetic(31, "cpu")))
+
+
 def test_a_step_of_spikes_takes_fewer_planes_than_levels():
     kernel = np.ones((3, 3, 3, 4), np.int32)
     for bits, of_levels, of_spikes in ((31, 3, 2), (24, 2, 1)):

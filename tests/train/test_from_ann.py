@@ -115,17 +115,19 @@ def test_a_run_starts_from_a_run_of_relu_neurons(tmp_path, capsys):
     assert abs(raw[0] - raw[1]) > 1e-3
 
 
-def test_a_run_of_another_shape_is_no_start(tmp_path):
+@pytest.mark.parametrize("neuron", ["sfa", "lif"])
+def test_neurons_that_learn_no_threshold_do_not_start_from_an_ann(neuron, tmp_path):
     train(TrainConfig(neuron="relu", **CONFIG), tmp_path / "ann")
-    with pytest.raises(ValueError, match=r"init_from: .* has other parameters"):
-        train(
-            TrainConfig(
-                neuron="lif",
-                init_from=tmp_path / "ann",
-                code="2x1",
-                model="ge2mst_cifar",
-                scales=("block2", "grid2"),
-                **CONFIG,
-            ),
-            tmp_path / "b",
-        )
+    with pytest.raises(ValueError, match=f"gives? thresholds to expg and qcfs neurons, not to {neuron}"):
+        train(TrainConfig(neuron=neuron, init_from=tmp_path / "ann", code="4x1", **CONFIG), tmp_path / "b")
+
+
+def test_thresholds_and_statistics_are_whole_where_the_model_axis_cuts_arrays(tmp_path):
+    train(TrainConfig(neuron="relu", **CONFIG), tmp_path / "ann")
+    sharded = dict(mesh_data=2, mesh_model=2, fsdp_min_elements=1) | CONFIG
+    states = [
+        train(TrainConfig(init_from=tmp_path / "ann", **given), tmp_path / str(i)).state
+        for i, given in enumerate((CONFIG | {"mesh_data": 1}, sharded))
+    ]
+    raw = [np.asarray(state.params["stage_1"]["block_0"]["attention"]["neuron_q"]["raw"]) for state in states]
+    np.testing.assert_allclose(*raw, rtol=1e-2)
