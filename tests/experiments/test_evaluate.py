@@ -1,5 +1,6 @@
 """Evaluation decodes as the run did, leaves out what it is told to, and says what its energies are."""
 
+import dataclasses
 import json
 
 import evaluate
@@ -151,7 +152,7 @@ def test_a_run_on_files_is_evaluated_and_predicts_as_it_was_trained(folder, dama
     trained = train(config, tmp_path / "run", Console())
     net = load_deployed(tmp_path / "run")
     assert net.about["data"] == f"folder:{folder}" and net.about["on_corrupt"] == "skip"
-    assert net.about["decode"] == DECODE and net.about["classes"] in (None, NAMES)
+    assert net.about["decode"] == dataclasses.asdict(DecodeConfig(**DECODE)) and net.about["classes"] in (None, NAMES)
     assert run(evaluate, evaluate.Evaluate, tmp_path / "run", "--out", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (found["images"], found["skipped"]) == (49, 1) and np.sum(found["confusion"]) == 49
