@@ -142,11 +142,8 @@ def plan_sweep(options: Options, config: TrainConfig, data, console: Console) ->
             lambda point: status.update(f"{len(rows) + 1} of {len(points)}: compiling for {point.name}, minutes"),
         ):  # fmt: skip
             rows.append(row)
-            found = (
-                row.refused or f"{1e3 * row.plan.seconds:.1f} ms a step, compiled in {row.plan.compile_seconds:.0f} s"
-            )
             place = f"{len(rows)} of {len(points)}: {points[len(rows) - 1].name}"
-            console.print(f"{place}: {found}{', was in the file' if kept else ''}", soft_wrap=True, highlight=False)
+            say(console, f"{place}: {said(row)}{', was in the file' if kept else ''}")
     console.print(sweep_table(options.config, rows))
     say(console, cheapest(rows))
 

@@ -89,19 +89,18 @@ class DeployedNet:
     def variables(self, execution: str = "dense") -> dict:
         """What `executed(execution)` is applied to, on the device, made once: the parameters, and their planes.
 
-        `{"params": net.params}` alone gives the same sums; every call then cuts the weights anew.
+        `{"params": net.params}` alone gives the same sums; every call then cuts the weights anew. NumPy's arrays in
+        `params` cannot be written to from then on: what runs was made of them.
         """
         check_choice("execution", execution, EXECUTED)
         if execution not in self._made:
-            layers = self.layers
-            with jax.ensure_compile_time_eval():
-                planes = {name: self._planes(name, record, execution) for name, record in layers.items()}
-            cut = {f"{name}/{key}" for name, arrays in planes.items() for key in arrays}
-            arrays = traverse_util.flatten_dict(self.params, sep="/")
+            arrays, layers = traverse_util.flatten_dict(self.params, sep="/"), self.layers
             for array in arrays.values():
                 if isinstance(array, np.ndarray):
-                    array.flags.writeable = False  # what runs from now on was made of these numbers
+                    array.flags.writeable = False
             with jax.ensure_compile_time_eval():  # kept for calls to come: no part of a program that traces this one
+                planes = {name: self._planes(name, record, execution) for name, record in layers.items()}
+                cut = {f"{name}/{key}" for name, made in planes.items() for key in made}
                 # Weights that are cut need not be on the device.
                 params = {path: array if path in cut else jnp.asarray(array) for path, array in arrays.items()}
                 planes = nest(jax.tree.map(jnp.asarray, planes))

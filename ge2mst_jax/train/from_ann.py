@@ -83,6 +83,13 @@ def shared_parameters(ann, initial) -> dict:
 
     Raises:
         ValueError: networks of other shapes; names an array.
+
+    >>> spiking = {"head": {"bias": np.zeros(2)}, "neuron": {"raw": np.zeros(())}}
+    >>> shared_parameters({"head": {"bias": np.ones(2)}}, spiking)
+    {'head/bias': array([1., 1.]), 'neuron/raw': array(0.)}
+    >>> shared_parameters({"head": {"bias": np.ones(3)}}, {"head": {"bias": np.zeros(2)}})
+    Traceback (most recent call last):
+    ValueError: the ANN's head/bias is (3,), but this network's (2,)
     """
     given, params = traverse_util.flatten_dict(ann, sep="/"), {}
     for path, like in traverse_util.flatten_dict(initial, sep="/").items():

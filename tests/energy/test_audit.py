@@ -11,6 +11,7 @@ from tiny_networks import random_images, random_variables, tiny_model
 
 from ge2mst_jax.convert import CertificateError, ConversionError, DeployedNet, certify, deploy
 from ge2mst_jax.energy import KINDS, AuditError, audit, list_products
+from ge2mst_jax.grouping import REAL
 from ge2mst_jax.models import ge2mst
 from ge2mst_jax.nn import ConvBlock, Signal
 
@@ -26,8 +27,9 @@ def deployed(**changes):
 def net():
     """A convolution block and an attention block with both orders of products."""
     return deployed(
-        stages=(("conv", 8, 1), ("attention", 16, 1)), scales=("block2", "block1"), head_width=2, code="2x3/1"
-    )
+        stages=(("conv", 8, 1), ("attention", 16, 1)), scales=("block2", "block1"), head_width=2, code="2x3/1",
+        attention_rates=REAL,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("execution", ["dense", "spiking"])
@@ -236,7 +238,7 @@ def test_spiking_execution_that_multiplies_levels_is_refused(monkeypatch, net):
     found = audit(net, "spiking")
     assert found.real_x_real == 0
     # Weights meet levels, and so does what q and k counted.
-    assert {p.kinds for p in found.violations} == {("level", "real")}
+    assert {p.kinds for p in found.violations} == {("level", "real"), ("level", "level")}
     says = r"^\S+: a (conv|dot)_general\S* of level by real numbers is left in the spiking execution"
     with pytest.raises(AuditError, match=says):
         found.check()

@@ -50,10 +50,11 @@ def test_what_is_made_computes_nearly_what_the_ann_does(convolutions, batches, c
     assert np.abs(logits[0] - logits[1]).max() < (0.3 if code == "1x8" else 0.7) * logits[0].std()
 
 
-def test_thresholds_are_those_of_least_error(batches):
-    """Of every layer, of every head of q and k, against a search in NumPy."""
+@pytest.mark.parametrize(("code", "levels"), [("2x2", range(7)), ("1x3/1", (0, 1, 2, 4))])
+def test_thresholds_are_those_of_least_error(batches, code, levels):
+    """Of every layer, of every head of q and k, of a code with a gap too, against a search in NumPy."""
     ann, variables = ann_of(ATTENTION, batches)
-    model, initial, made = started(ann, variables, batches, "2x2")
+    model, initial, made = started(ann, variables, batches, code)
     layers = neuron_layers(model, initial, batches[0])
     heads = {name: n for name, (_, n) in layers.items() if n > 1}
     assert len(layers) == 12 and set(heads.values()) == {2}
@@ -64,9 +65,12 @@ def test_thresholds_are_those_of_least_error(batches):
         current = np.asarray(aux[name].current, np.float64)
         found = np.logaddexp(np.asarray(flat[f"{name}/raw"], np.float64), 0).reshape(n)  # softplus
         for head, part in enumerate(np.split(current, n, -1)):
+            reached = np.array(levels if code.max_level > 1 else (0, 1))
 
-            def error(theta, part=part, top=code.max_level):
-                return np.mean((np.maximum(part, 0) - theta * np.clip(np.floor(part / theta + 0.5), 0, top)) ** 2)
+            def error(theta, part=part, reached=reached):
+                level = np.clip(np.floor(part / theta + 0.5), 0, reached[-1])
+                level = reached[np.searchsorted(reached, level, "right") - 1]  # the largest that is reached
+                return np.mean((np.maximum(part, 0) - theta * level) ** 2)
 
             tried = part.max() / code.max_level * np.arange(1, CANDIDATES + 1) / CANDIDATES
             assert error(found[head]) <= 1.01 * min(map(error, tried)), (name, head)
@@ -131,3 +135,11 @@ def test_thresholds_and_statistics_are_whole_where_the_model_axis_cuts_arrays(tm
     ]
     raw = [np.asarray(state.params["stage_1"]["block_0"]["attention"]["neuron_q"]["raw"]) for state in states]
     np.testing.assert_allclose(*raw, rtol=1e-2)
+
+
+def test_an_ann_of_other_groups_is_a_start(batches):
+    """Groups have no parameters: the ANN is looked at in this network's groups, its own may not fit the grid."""
+    ann, variables = ann_of(ATTENTION, batches)
+    expected = started(ann, variables, batches, "2x2", scales=("block1", "grid4"))[2]
+    found = started(ann.clone(scales=ann.scales[:1] * 2), variables, batches, "2x2", scales=("block1", "grid4"))[2]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
