@@ -57,6 +57,15 @@ def test_both_forms_are_one_function_with_one_gradient(shape, scales, dtype):
             np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=0, atol=tolerance)
 
 
+def test_real_numbers_of_narrow_types_neither_overflow_nor_lose_a_pair():
+    """As the ANN sends them: pairs of 32 products of 50 by 50 are no float16 numbers."""
+    x = jnp.full((4, 4, 2, 32), 50, jnp.float16)
+    for form in (gw_attention, masked_attention):
+        np.testing.assert_array_equal(form(x, x, x, "block2", grid=(4, 4)), np.full(x.shape, 4 * 32 * 50.0**3))
+    x = jnp.ones((4, 4, 2, 300), jnp.bfloat16)  # a count of 300, between two bfloat16 numbers
+    np.testing.assert_array_equal(masked_attention(x, x, x, "block2", grid=(4, 4)), np.full(x.shape, 1200.0))
+
+
 @pytest.mark.parametrize(
     ("grid", "scales", "rates", "pairs"),
     [
