@@ -142,7 +142,7 @@ def main(options: Evaluate) -> None:
     data = options.data or net.about["data"]
     check_order(source, class_names(net), data, console)
     confusion, counter, skipped = run(net, source, plan, options, console)
-    energies = {name: energy(counter, c, net.model.code.num_steps) for name, c in CONVENTIONS.items()}
+    energies = {name: energy(counter, c, net.model.num_steps) for name, c in CONVENTIONS.items()}
     found = {
         "data": data, "execution": options.execution, "images": counter.images, "skipped": skipped,
         "digest": net.digest, "accuracy": float(np.trace(confusion) / confusion.sum()), "confusion": confusion.tolist(),

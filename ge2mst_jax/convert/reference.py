@@ -67,7 +67,7 @@ class _Walk:
         levels = self.neuron(f"{path}/neuron", current)
         q, k, v = (
             self.neuron(f"{path}/neuron_{key}", self.synapse(f"{path}/{key}", levels, channels), code)
-            for key, code in (("q", "1x1"), ("k", "1x1"), ("v", self.model.code))
+            for key, code in (("q", self.model.qk_code), ("k", self.model.qk_code), ("v", self.model.code))
         )
         name = f"{path}/attention"
         shift = self.array(name, "shift", ())
@@ -219,7 +219,7 @@ def convolve(levels: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
 def attend(name: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, head_width: int, scales) -> np.ndarray:
     """Spiking self-attention in token groups: `(q kᵀ) v` for every head and every group of the head's scale.
 
-    `q`, `k` (0 or 1) and `v` (levels) are `[H, W, C]`, and so is what is returned. A head is `head_width` adjoining
+    `q`, `k` and `v`, levels, are `[H, W, C]`, and so is what is returned. A head is `head_width` adjoining
     channels; each of `scales` has an equal share of adjoining heads.
 
     >>> ones = np.ones((2, 2, 1), np.int64)

@@ -19,7 +19,7 @@ from ge2mst_jax.convert.deploy import DeployedNet
 from ge2mst_jax.convert.fixed_point import CurrentFormat
 from ge2mst_jax.models import create_model, model_fields
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 def save_net(path, net: DeployedNet, model_name: str) -> None:

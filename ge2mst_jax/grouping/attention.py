@@ -43,14 +43,16 @@ def check_rates(rates) -> tuple[float, float, float]:
     return tuple(check_number(f"rates of {name}", rate, 0, MAX_LEVEL) for name, rate in zip("qkv", rates, strict=True))
 
 
-def group_halves(q, k, precision=None, rates=REAL):
+def group_halves(q, k, precision=None, rates=REAL, weights=None):
     """Attention of one group and one head as two linear maps, `q kᵀ v = of_queries(of_values(v))`.
 
     `q(kᵀv)`: `kᵀv`, then `q` times that; `(q kᵀ)v`: `A v` with `A = q kᵀ`, computed here and once, then nothing.
+    Of spike trains, `q = Σ_s w_s q_s`: spikes meet step by step, and what they have counted is shifted by `w_s`.
 
     Args:
         q, k, precision: as in `group_attention`; axes before the last two are groups and heads of their own.
         rates: as in `keys_first`.
+        weights: of the steps of `q` and `k`, `w`, where they are spike trains, time first; powers of two.
 
     Returns:
         `(of_values, of_queries)`.
@@ -64,9 +66,16 @@ def group_halves(q, k, precision=None, rates=REAL):
         whole = all(jnp.issubdtype(x.dtype, jnp.integer) for x in (a, b))
         return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.int32 if whole else jnp.float32)
 
+    def total(terms):
+        return sum(term if weight == 1 else weight * term for weight, term in terms)
+
+    queries, keys = (list(zip(weights, x, strict=True)) if weights else [(1, x)] for x in (q, k))
     if keys_first(*q.shape[-2:], rates):
-        return lambda v: dot(k.mT, v), lambda summed: dot(q, summed)
-    coincidences = dot(q, k.mT)
+        return (
+            lambda v: total((w, dot(x.mT, v)) for w, x in keys),
+            lambda summed: total((w, dot(x, summed)) for w, x in queries),
+        )
+    coincidences = total((w * u, dot(x, y.mT)) for w, x in queries for u, y in keys)
     return lambda v: dot(coincidences, v), lambda summed: summed
 
 
@@ -74,13 +83,13 @@ def group_attention(q, k, v, precision=None):
     """Attention of one group and one head, `q kᵀ v`: no softmax, no scale.
 
     Args:
-        q, k: `[m, d]`, binary for spiking networks; floating, integer or bool.
+        q, k: `[m, d]`, levels; floating, integer or bool.
         v: `[m, d]`, levels or the spikes of one step.
         precision: of the products, as in `jax.lax.dot`; deployed networks ask for `"highest"`.
 
     Returns:
-        `[m, d]` float32, or int32 where all three are integers. With binary `q, k` and integer `v` every number is an
-        integer up to `m·d·L`, exact in float32 below 2^24.
+        `[m, d]` float32, or int32 where all three are integers. Of levels every number is an integer up to
+        `m·d·L_q·L_k·L_v`, exact in float32 below 2^24.
 
     Raises:
         ValueError: no numbers, or shapes that are not all `[m, d]`.
@@ -138,7 +147,7 @@ def on_grid(grid, **operands):
     return arrays, tuple(grid)
 
 
-def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL):
+def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL, weights=None):
     """Group-wise attention as two linear maps, `gw_attention(q, k, v) = of_queries(of_values(v))`.
 
     What arrives over several steps is added up between them: `of_values` at each step of `v`, `of_queries` once. Where
@@ -146,6 +155,7 @@ def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL):
 
     Args:
         q, k, scales, precision, grid, rates: as in `gw_attention`.
+        weights: as in `group_halves`: `q` and `k` are then `[S, ..., H, W, h, d]`, `v` has no axis of steps.
 
     Returns:
         `of_values`: `[..., H, W, h, d]` to a tuple with one array a scale, `[..., g, h, d, d]` (`kᵀv`) or
@@ -172,10 +182,11 @@ def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL):
         )
         return [jnp.swapaxes(x, -2, -3) for x in groups]
 
-    halves = [group_halves(*operands, precision, rates) for operands in zip(cut(q), cut(k), strict=True)]
+    halves = [group_halves(*operands, precision, rates, weights) for operands in zip(cut(q), cut(k), strict=True)]
+    like = q[0] if weights else q
 
     def of_values(v):
-        (v, _q), _grid = on_grid(grid, v=v, q=q)
+        (v, _like), _grid = on_grid(grid, v=v, q=like)
         return tuple(of_v(x) for (of_v, _), x in zip(halves, cut(v), strict=True))
 
     def of_queries(summed):
@@ -205,8 +216,8 @@ def gw_attention(q, k, v, scales, precision=None, *, grid, rates=REAL):
     cost less than full attention in its cheaper order where `keys_first` is false.
 
     Args:
-        q, k, v: `[..., H, W, h, d]`, floating, integer or bool; `q`, `k` binary, `v` levels or one step's spikes. Axes
-            before `H` are a batch.
+        q, k, v: `[..., H, W, h, d]`, floating, integer or bool; levels, or one step's spikes. Axes before `H` are a
+            batch.
         scales: one or more `Scale`s or texts, `("block7", "grid7")`; each must divide the token grid.
         precision: as in `group_attention`.
         grid: `(H, W)`, which shapes alone do not tell: `[B, N, h, d]` has four axes too.
@@ -245,31 +256,31 @@ def ssa(q, k, v, precision=None, *, grid, rates=REAL):
     return gw_attention(q, k, v, Scale("block", grid), precision, grid=grid, rates=rates)
 
 
-def attention_synops(q, k, v_spikes, scales, *, grid, rates=REAL):
+def attention_synops(q_spikes, k_spikes, v_spikes, scales, *, grid, rates=REAL):
     """Synops of each image's attention, in the order of products that `gw_attention` takes.
 
-    `(q kᵀ)v`: one accumulate for every coincidence of a `q` and a `k` spike, then every `v` spike adds a
-    column of `A` to the group's `m` outputs: `ΣA + m·Σv`. `q(kᵀv)`: one for every coincidence of a `k`
-    and a `v` spike of one token, then every `q` spike adds a row of width `d`: `Σ_j (Σ_d k)(Σ_d v) + d·Σq`.
+    `(q kᵀ)v`: one accumulate for every pair of a `q` and a `k` spike of one channel, at whatever steps, then every
+    `v` spike adds a column of `A` to the group's `m` outputs: `Σ_ij Σ_d q k + m·Σv`. `q(kᵀv)`: one for every pair of a
+    `k` and a `v` spike of one token, then every `q` spike adds a row of width `d`: `Σ_j (Σ_d k)(Σ_d v) + d·Σq`.
 
     Args:
-        q, k: `[..., H, W, h, d]`, binary.
-        v_spikes: `[..., H, W, h, d]`, number of spikes of each `v` neuron over all its steps.
+        q_spikes, k_spikes, v_spikes: `[..., H, W, h, d]`, number of spikes of each neuron over all its steps.
         scales, grid, rates: as in `gw_attention`.
 
     Returns:
         int32 `[...]`, one count an image.
 
-    Raises: as `gw_attention`; known `q`, `k` that are not 0 or 1, known `v_spikes` that are no counts.
+    Raises: as `gw_attention`; known numbers that are no counts.
 
     >>> ones = jnp.ones((2, 2, 1, 4))
     >>> int(attention_synops(ones, ones, ones, "block2", grid=(2, 2)))
     128
     """
-    arrays, grid = on_grid(grid, q=q, k=k, v_spikes=v_spikes)
-    for name, x in zip("qk", arrays, strict=False):
-        check_known(name, x, lambda x: (x == 0) | (x == 1), "binary, 0 or 1")
-    check_known("v_spikes", arrays[2], lambda x: (x >= 0) & (x <= MAX_LEVEL) & (x == x.astype(jnp.int32)), "counts")
+    arrays, grid = on_grid(grid, q_spikes=q_spikes, k_spikes=k_spikes, v_spikes=v_spikes)
+    for name, x in zip("qkv", arrays, strict=True):
+        check_known(
+            f"{name}_spikes", x, lambda x: (x >= 0) & (x <= MAX_LEVEL) & (x == x.astype(jnp.int32)), "counts"
+        )
     scales, rates = read_scales(scales), check_rates(rates)
     shares = share_heads(arrays[0].shape[-2], scales)
 

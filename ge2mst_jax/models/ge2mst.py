@@ -15,6 +15,7 @@ from ge2mst_jax.grouping import Scale
 from ge2mst_jax.nn import (
     ATTENTION_RATES,
     INPUT_CODES,
+    QK_CODE,
     Arithmetic,
     AttentionBlock,
     ConvBlock,
@@ -127,6 +128,7 @@ class Ge2mST(nn.Module):
         current_bits, backend: of a deployed network, see `ge2mst_jax.nn.Arithmetic`; `deploy` sets the first.
         attention_rates: expected spikes a neuron and image of `q`, `k`, `v`: the order of attention's products, and so
             its cost, follows from them; `deploy` measures them where it has images.
+        qk_code: temporal grouping of the neurons of `q` and `k`; `"1x1"` is binary.
 
     Call: `(images [B, H, W, C], train=False)`, float in [0, 1] or uint8. Returns `(logits [B, num_classes], aux)`;
     `aux` maps layer names to their records, in the order of the network.
@@ -155,16 +157,25 @@ class Ge2mST(nn.Module):
     current_bits: int = 31
     backend: str | None = None
     attention_rates: tuple[float, float, float] = ATTENTION_RATES
+    qk_code: SpikeCode = QK_CODE
 
     def __post_init__(self):
         check_fields(self)
         super().__post_init__()
 
     @property
+    def num_steps(self) -> int:
+        """`T`, the longest train that a neuron sends."""
+        return max(self.code.num_steps, self.qk_code.num_steps)
+
+    @property
     def wire(self) -> Wire:
         """What its layers agree on."""
         arithmetic = Arithmetic(self.current_bits, self.backend)
-        return Wire(self.code, self.neuron, self.execution, self.capture, self.dtype, arithmetic, self.attention_rates)
+        return Wire(
+            self.code, self.neuron, self.execution, self.capture, self.dtype, arithmetic, self.attention_rates,
+            self.qk_code,
+        )  # fmt: skip
 
     @nn.compact
     def __call__(self, images, train: bool = False):

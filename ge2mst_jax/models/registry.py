@@ -53,7 +53,7 @@ def create_model(name: str, **changes) -> Ge2mST:
 
     Args:
         name: a key of `SIZES`.
-        **changes: fields of `Ge2mST`; `code` may be text (`"2x2"`), `scales` texts (`("block1x7", "grid7x1")`).
+        **changes: fields of `Ge2mST`; codes may be texts (`"2x2"`), `scales` texts (`("block1x7", "grid7x1")`).
             `num_classes` is 10 unless given.
 
     Returns:
@@ -72,8 +72,9 @@ def create_model(name: str, **changes) -> Ge2mST:
         raise ValueError(f"unknown field {unknown[0]!r} of {name}: known are {', '.join(_FIELDS)}")
     fields = {"num_classes": 10, "dtype": "float32", **SIZES[name], **changes}
     fields = {field: int(value) if isinstance(value, np.integer) else value for field, value in fields.items()}
-    if not isinstance(fields.get("code", SpikeCode(2, 2)), SpikeCode):
-        fields["code"] = SpikeCode.parse(fields["code"])
+    for name in fields.keys() & {"code", "qk_code"}:
+        if not isinstance(fields[name], SpikeCode):
+            fields[name] = SpikeCode.parse(fields[name])
     fields["scales"] = _each(
         "scales", fields.get("scales", Ge2mST.scales), Scale, Scale.parse, "('block1x7', 'grid7x1')"
     )
@@ -106,6 +107,7 @@ def model_fields(model: Ge2mST) -> dict:
     fields = {name: getattr(model, name) for name in _FIELDS}
     return fields | {
         "code": str(model.code),
+        "qk_code": str(model.qk_code),
         "scales": [str(scale) for scale in model.scales],
         "stages": [list(dataclasses.astuple(stage)) for stage in model.stages],
         "dtype": jnp.dtype(model.dtype).name,

@@ -35,8 +35,7 @@ def attention_counts(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, hal
     """`A·v` as a current of integers, and what it leaves in `aux`.
 
     Args:
-        q, k: signals of one step a neuron; or all three at every step.
-        v: levels, a spike train, or steps.
+        q, k, v: levels, spike trains, or steps, all three.
         layer: whose heads and scales.
         halves: two linear maps, of `v` and of its sum over time: `attention_halves`, or what gives the same.
         dtype: of the operands.
@@ -45,13 +44,14 @@ def attention_counts(q: Signal, k: Signal, v: Signal, layer: AttentionLayer, hal
     rates = REAL if v.code is None else layer.wire.attention_rates  # of one step all three are alike
     height, width, channels = v.image_shape
     keys, queries = (split(x.planes.astype(dtype), heads) for x in (k, q))
-    of_values, of_queries = halves(queries, keys, scales, grid=(height, width), rates=rates)
+    weights = q.code.step_weights if q.form == "train" else None
+    of_values, of_queries = halves(queries, keys, scales, grid=(height, width), rates=rates, weights=weights)
     counts = v.integrate(lambda x: of_values(split(x.astype(dtype), heads)), lambda x: join(of_queries(x)))
     made = AttentionRecord(
-        synops=None if layer.wire.capture == "none" else _synops(queries, keys, v, heads, scales, rates),
+        synops=None if layer.wire.capture == "none" else _synops(q, k, v, heads, scales, rates),
         sources=(q.source, k.source, v.source),
         products=tuple(_products(q, k, v, heads, scales, rates)),
-        bound=max(scale.tokens for scale in scales) * (channels // heads) * (1 if v.code is None else v.code.max_level),
+        bound=max(scale.tokens for scale in scales) * (channels // heads) * math.prod(s.largest for s in (q, k, v)),
         out_shape=v.image_shape,
     )
     return Current(counts, (name,), v.form == "steps"), {name: made}
@@ -67,15 +67,11 @@ def join(x):
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def _synops(queries, keys, v: Signal, heads: int, scales, rates):
+def _synops(q: Signal, k: Signal, v: Signal, heads: int, scales, rates):
     """`[B]` int32, exact: 0 where real numbers are sent, which no spike adds up."""
     if v.real:
         return jnp.zeros(len(v.data), jnp.int32)
-    if v.form == "steps":
-        spikes = v.planes
-    else:
-        spikes = v.data.sum(0) if v.form == "train" else v.code.count(v.data)
-    operands = (jax.lax.stop_gradient(x) for x in (queries, keys, split(spikes, heads)))
+    operands = (jax.lax.stop_gradient(split(signal.spikes, heads)) for signal in (q, k, v))
     synops = attention_synops(*operands, scales, grid=v.image_shape[:2], rates=rates)  # [N]
     return synops.reshape(v.data.shape[0] if v.form == "steps" else 1, -1).sum(0) if synops.size else synops  # [B]
 

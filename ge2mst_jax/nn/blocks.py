@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ge2mst_jax.grouping import Scale
 from ge2mst_jax.nn.images import check_images, pixels
 from ge2mst_jax.nn.layers import Attention, Neuron, Synapse
-from ge2mst_jax.nn.neuron import BINARY, record
+from ge2mst_jax.nn.neuron import record
 from ge2mst_jax.nn.wire import Current, Signal, Wire
 from ge2mst_jax.spiking import SpikeCode
 
@@ -50,7 +50,7 @@ class Stem(nn.Module):
 class GWSSA(nn.Module):
     """Group-wise spiking self-attention with its depth-wise convolution half, between two currents.
 
-    `q, k` (binary) and `v` come from the block input's spikes; the attention neuron's current is
+    `q`, `k` (of the wire's `qk_code`, a threshold a head) and `v` come from the block input's spikes; the attention neuron's current is
     `2^-p θ_q θ_k θ_v (A·v) + BN(dw(v))`, and a 1×1 synapse takes its spikes back to the stream. Deployed, that
     current is counted in units of `2^-p θ_q θ_k θ_v` (one a head), so that `A·v` joins as the integer that it is.
 
@@ -74,8 +74,8 @@ class GWSSA(nn.Module):
         for key in "qkv":
             made, more = Synapse(self.wire, channels, name=key)(signal, train)
             aux |= more
-            binary = key != "v"
-            neuron = Neuron(self.wire, BINARY if binary else None, self.heads if binary else 1, name=f"neuron_{key}")
+            code, shares = (None, 1) if key == "v" else (self.wire.qk_code, self.heads)
+            neuron = Neuron(self.wire, code, shares, name=f"neuron_{key}")
             signals[key], more = neuron(made)
             aux |= more
         attended, unit, more = Attention(self.wire, self.heads, self.scales, name="attention")(*signals.values())

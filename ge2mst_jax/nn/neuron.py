@@ -8,15 +8,13 @@ from ge2mst_jax.checks import check_whole
 from ge2mst_jax.nn.wire import Current, NeuronRecord, Signal, Wire
 from ge2mst_jax.spiking import SpikeCode
 
-BINARY = SpikeCode.parse("1x1")
-
 
 class NeuronLayer(nn.Module):
     """A layer of neurons of the wire's kind; `training.Neuron` and `deployed.Neuron` say how they fire.
 
     Args:
         wire: the network's agreement.
-        code: another code than the wire's (`q`, `k`: binary).
+        code: another code than the wire's (`q`, `k`: its `qk_code`).
         heads: thresholds a layer; channels are shared out among them.
 
     Call: `(current, unit=None) -> (Signal, aux)`. `unit` is the value of one unit of the current where that is a

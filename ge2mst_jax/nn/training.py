@@ -116,8 +116,8 @@ class Head(HeadLayer):
         return (logits.mean(0) if signal.form == "steps" else logits) + bias[None]
 
 
-def whole(q, k, scales, *, grid, rates):
-    """Attention as two linear maps of which the first is all of it."""
+def whole(q, k, scales, *, grid, rates, weights):
+    """Attention of levels as two linear maps of which the first is all of it."""
     return lambda v: training_attention(q, k, v, scales, grid=grid, rates=rates), lambda attended: attended
 
 

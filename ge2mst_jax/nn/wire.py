@@ -17,6 +17,8 @@ from ge2mst_jax.spiking import SpikeCode, expg_charge
 
 #: Spikes a neuron and image of `q`, `k`, `v`, as `ge2mst_nano` fires on the digits (docs/results.md).
 ATTENTION_RATES = (0.17, 0.17, 0.63)
+#: Of `q` and `k` unless a network says otherwise.
+QK_CODE = SpikeCode.parse("1x1")
 EXECUTIONS = ("training", "dense", "spiking")
 CAPTURES = ("none", "counts", "levels")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -37,7 +39,7 @@ class Wire:
     """What every layer of one network agrees on.
 
     Args:
-        code: of every neuron but `q` and `k`, which are binary.
+        code: of every neuron but `q` and `k`.
         neuron: a name from `nn.NEURONS`.
         execution: `"training"` (raw parameters, BatchNorm), or a deployed network's `"dense"` (one pass on
             levels) or `"spiking"` (scan over time steps).
@@ -46,6 +48,7 @@ class Wire:
         dtype: of the operands of training products, one of `DTYPES`; currents stay float32.
         arithmetic: of a deployed network.
         attention_rates: expected spikes of the neurons of `q`, `k`, `v`, by which attention orders its products.
+        qk_code: of the neurons of `q` and `k`.
 
     Raises:
         ValueError: a code that is none, an unknown neuron, execution, capture or dtype, rates that are none.
@@ -61,10 +64,12 @@ class Wire:
     dtype: Any = jnp.float32
     arithmetic: Arithmetic = dataclasses.field(default_factory=Arithmetic)
     attention_rates: tuple[float, float, float] = ATTENTION_RATES
+    qk_code: SpikeCode = QK_CODE
 
     def __post_init__(self):
-        if not isinstance(self.code, SpikeCode):
-            raise ValueError(f"code is {shown(self.code)}: it must be a SpikeCode, such as SpikeCode.parse('2x2')")
+        for name in ("code", "qk_code"):
+            if not isinstance(code := getattr(self, name), SpikeCode):
+                raise ValueError(f"{name} is {shown(code)}: it must be a SpikeCode, such as SpikeCode.parse('2x2')")
         check_choice("neuron", self.neuron, NEURONS)
         check_choice("execution", self.execution, EXECUTIONS)
         check_choice("capture", self.capture, CAPTURES)
@@ -138,10 +143,15 @@ class Signal:
 
     @property
     def planes(self):
-        """`[N, ...]`: the data, time merged into the batch; of a spike train, which must have one step, that step."""
-        if self.form == "train" and self.data.shape[0] != 1:
-            raise ValueError(f"the spike train of {self.source} has {self.data.shape[0]} steps: q and k must be binary")
-        return self.data if self.form == "levels" else self.data.reshape(-1, *self.data.shape[2:])
+        """The data; of `"steps"` time is merged into the batch, `[T·B, ...]`."""
+        return self.data if self.form != "steps" else self.data.reshape(-1, *self.data.shape[2:])
+
+    @property
+    def spikes(self):
+        """Spikes of each neuron over all its steps, `[B, ...]`; at each of them, `[T·B, ...]`, of `"steps"`."""
+        if self.form == "steps":
+            return self.planes
+        return self.data.astype(jnp.int32).sum(0) if self.form == "train" else self.code.count(self.data)
 
     @property
     def steps(self) -> int:
@@ -151,9 +161,14 @@ class Signal:
         return self.data.shape[0] if self.form == "steps" else 0
 
     @property
+    def largest(self) -> int:
+        """`L`, the largest level; 1 of what has no code."""
+        return 1 if self.code is None else self.code.max_level
+
+    @property
     def arriving(self) -> int:
         """The largest number that one product meets: 1 of spikes, whose steps go through one by one, else `L`."""
-        return self.code.max_level if self.form == "levels" else 1
+        return self.largest if self.form == "levels" else 1
 
     @property
     def real(self) -> bool:
@@ -231,5 +246,5 @@ class AttentionRecord:
     sources: tuple[str, ...] = struct.field(pytree_node=False)  # q, k, v
     #: of each product: multiply-accumulates of one dense pass, and the neuron layers whose spikes meet in it
     products: tuple[tuple[int, tuple[str, ...]], ...] = struct.field(pytree_node=False)
-    bound: int = struct.field(pytree_node=False)  # m·d·L, the largest count that can arrive
+    bound: int = struct.field(pytree_node=False)  # m·d·L_q·L_k·L_v, the largest count that can arrive
     out_shape: tuple[int, ...] = struct.field(pytree_node=False)

@@ -27,7 +27,7 @@ def build_report(*, dataset, model_name, net, certificate, counter, audit, secon
         audit, seconds}`; energies are means per image in mJ.
     """
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(net.source["params"]))
-    num_steps = net.model.code.num_steps
+    num_steps = net.model.num_steps
     return {
         "schema": SCHEMA,
         "environment": environment(),

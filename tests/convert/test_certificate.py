@@ -52,7 +52,8 @@ ATTENTION = {"stages": (("attention", 16, 1),), "input_code": "direct"}
     ("code", "changes", "shape"),
     [
         ("1x4", {}, (4, 4, 2)),
-        ("2x3/1", {}, (4, 4, 2)),
+        ("2x3/1", {"qk_code": "1x2"}, (4, 4, 2)),
+        pytest.param("1x2", {"qk_code": "2x2", "scales": ("block4",)}, (4, 4, 2), marks=pytest.mark.slow),
         pytest.param("4x1", {}, (4, 4, 2), marks=pytest.mark.slow),
         ("1x1", {}, (4, 4, 2)),
         ("2x2+1,0", {}, (4, 4, 2)),
@@ -67,7 +68,8 @@ def test_executions_are_equal_for_every_code(code, changes, shape):
     net = deploy(model, random_variables(model, shape, seed=3), shape)
     made = certify(net, random_images(8, shape), batch_size=8)
     assert (made.spikes_differing, made.levels_differing, made.logits_differing) == (0, 0, 0)
-    assert {layer.code for layer in made.layers if layer.name[-2:] not in ("_q", "_k")} == {code}
+    codes = [{layer.code for layer in made.layers if (layer.name[-2:] in ("_q", "_k")) == is_qk} for is_qk in (0, 1)]
+    assert codes == [{code}, {changes.get("qk_code", "1x1")}]
     assert len(made.layers) == 9
     assert all(layer.headroom_bits > 0 and layer.fraction_bits >= 1 for layer in made.layers)
 

@@ -224,7 +224,7 @@ def network(stages, image_shape, arrays, **fields):
             node = node.setdefault(key, {})
         node.update({key: np.array(numbers, np.int32) for key, numbers in layer.items()})
     stages = tuple(types.SimpleNamespace(kind=kind, channels=channels, depth=depth) for kind, channels, depth in stages)
-    fields = dict(stem_kernel=1, stem_stride=1, head_width=1, expand=2, group_width=8) | fields
+    fields = dict(stem_kernel=1, stem_stride=1, head_width=1, expand=2, group_width=8, qk_code="1x1") | fields
     return types.SimpleNamespace(
         model=types.SimpleNamespace(stages=stages, **fields), params=params, image_shape=image_shape
     )
@@ -400,8 +400,8 @@ ODD = dict(stem_kernel=5, stem_stride=3, scales=("block2x3", "grid1x3"), group_w
 @pytest.mark.parametrize(
     "code, changes, shape, current_bits",
     [
-        ("2x3/1", {}, SHAPE, 31),
-        pytest.param("2x2", {}, SHAPE, 31, marks=pytest.mark.slow),
+        ("2x3/1", {"qk_code": "1x2"}, SHAPE, 31),
+        pytest.param("2x2", {"qk_code": "2x3/1", "scales": ("block4", "grid1")}, SHAPE, 31, marks=pytest.mark.slow),
         pytest.param("1x4", {}, SHAPE, 31, marks=pytest.mark.slow),
         pytest.param("4x1", {}, SHAPE, 31, marks=pytest.mark.slow),
         pytest.param("1x1", {}, SHAPE, 31, marks=pytest.mark.slow),

@@ -14,10 +14,12 @@ from ge2mst_jax.energy import SpikeCounter
 NETWORKS = {
     "keys first": dict(head_width=2),
     "queries first": dict(scales=("block1", "grid2")),
+    "keys first, several steps": dict(head_width=2, qk_code="1x2"),
+    "queries first, several steps": dict(scales=("block1", "grid2"), qk_code="2x2"),
     "one group of all": dict(scales=("block4", "grid4")),
     "a stem of stride 2": dict(stem_stride=2, stem_kernel=5, scales=("block2", "grid1")),
 }
-SLOW_NETWORKS, SLOW = ("queries first", "one group of all"), pytest.mark.slow
+SLOW_NETWORKS, SLOW = ("keys first", "queries first", "one group of all"), pytest.mark.slow
 
 
 def compare(model, shape):

@@ -184,12 +184,11 @@ def same_group(scale, height, width):
     return group[:, None] == group
 
 
-def brute_attention(q, k, v_trains, scales, head_width, rates=ATTENTION_RATES):
-    """Accumulates of `q, k [B, H, W, C]` and `v_trains [T, B, H, W, C]`, from pairs of tokens."""
-    height, width, channels = q.shape[1:]
+def brute_attention(trains, scales, head_width, rates=ATTENTION_RATES):
+    """Accumulates of the trains of `q`, `k`, `v`, `[T, B, H, W, C]` each, from pairs of tokens."""
+    height, width, channels = trains[0].shape[2:]
     heads = channels // head_width
-    q, k = (x.reshape(len(x), -1, heads, head_width).astype(np.int64) for x in (q, k))
-    v = v_trains.reshape(*v_trains.shape[:2], -1, heads, head_width).sum(0, dtype=np.int64)
+    q, k, v = (x.reshape(*x.shape[:2], -1, heads, head_width).sum(0, dtype=np.int64) for x in trains)
     total = 0
     for head in range(heads):
         scale = scales[head * len(scales) // heads]
@@ -203,15 +202,16 @@ def brute_attention(q, k, v_trains, scales, head_width, rates=ATTENTION_RATES):
     return int(total)
 
 
-def attention_of(record, trains, scales, head_width):
-    q, k, v = (trains[source] for source in record.sources)
-    if len(q) == 1:  # binary: q and k meet once, v arrives step by step
-        return brute_attention(q[0], k[0], v, scales, head_width)
-    steps = zip(q, k, v, strict=True)  # every step is an attention of its own
-    return sum(brute_attention(a, b, c[None], scales, head_width, (1, 1, 1)) for a, b, c in steps)
+def attention_of(record, trains, scales, head_width, steps=False):
+    """Of one layer; `steps`: of neurons that fire at every step."""
+    of_record = [trains[source] for source in record.sources]
+    if not steps:
+        return brute_attention(of_record, scales, head_width)
+    steps = zip(*of_record, strict=True)  # every step is an attention of its own
+    return sum(brute_attention([x[None] for x in step], scales, head_width, (1, 1, 1)) for step in steps)
 
 
-def brute_synops(aux, trains, scales, head_width):
+def brute_synops(aux, trains, scales, head_width, steps=False):
     """Synops of every layer from the spike trains `[T, B, H, W, C]` of every neuron layer."""
     found = {}
     for name, record in aux.items():
@@ -222,7 +222,7 @@ def brute_synops(aux, trains, scales, head_width):
             else:
                 found[name] = brute_synapse(record, spikes)
         elif isinstance(record, AttentionRecord):
-            found[name] = attention_of(record, trains, scales, head_width)
+            found[name] = attention_of(record, trains, scales, head_width, steps)
     return found
 
 
@@ -232,7 +232,9 @@ SCALES = (Scale("block", (1, 2)), Scale("grid", 4))  # 2 tokens of width 8, then
 @pytest.fixture(scope="module")
 def deployed():
     """The network of tests/models: a strided synapse and one attention block, with `aux` of both executions."""
-    model = tiny_model("1x2", stages=(("conv", 8, 0), ("attention", 16, 1)), scales=("block1x2", "grid4"))
+    model = tiny_model(
+        "1x2", qk_code="2x2", stages=(("conv", 8, 0), ("attention", 16, 1)), scales=("block1x2", "grid4")
+    )
     net = deploy(model, random_variables(model), SHAPE)
     return {execution: net(random_images(8), execution, "levels")[1] for execution in ("dense", "spiking")}
 
@@ -278,10 +280,11 @@ def test_neurons_that_fire_at_every_step_are_counted_step_by_step():
     pixels = np.moveaxis(np.unpackbits(images[..., None], axis=-1), -1, 0)
     trains = {name: np.asarray(r.train) for name, r in aux.items() if isinstance(r, NeuronRecord) and r.parts}
     assert {name: (len(t), t.any()) for name, t in trains.items()} == dict.fromkeys(trains, (2, True))
-    assert synops_of(count(aux)) == brute_synops(aux, trains | {"stem/image": pixels}, scales, 8)
+    assert synops_of(count(aux)) == brute_synops(aux, trains | {"stem/image": pixels}, scales, 8, steps=True)
     record = aux["stage_0/block_0/attention/attention"]
     images_of = [{name: train[:, i : i + 1] for name, train in trains.items()} for i in range(3)]
-    np.testing.assert_array_equal(record.synops, [attention_of(record, image, scales, 8) for image in images_of])
+    expected = [attention_of(record, image, scales, 8, steps=True) for image in images_of]
+    np.testing.assert_array_equal(record.synops, expected)
 
 
 # --- adding up --------------------------------------------------------------------------------------------------------

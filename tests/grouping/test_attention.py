@@ -245,8 +245,8 @@ def test_operands_without_heads_are_refused():
 
 
 def brute_synops(q, k, trains, scales):
-    """Every accumulate of one image, one at a time; `trains` is `[T, H, W, h, d]`."""
-    height, width, heads, d = q.shape
+    """Every accumulate of one image, one at a time; all three are spike trains, `[T, H, W, h, d]`."""
+    height, width, heads, d = q.shape[1:]
     total = 0
     for head in range(heads):
         scale = scales[head * len(scales) // heads]
@@ -255,10 +255,11 @@ def brute_synops(q, k, trains, scales):
                 for j in group:
                     for a in range(d):
                         for b in range(d):
-                            total += sum(int(k[(*j, head, a)] and step[(*j, head, b)]) for step in trains)
-                total += sum(d for i in group for a in range(d) if q[(*i, head, a)])
+                            total += sum(int(s[(*j, head, a)] and t[(*j, head, b)]) for s in k for t in trains)
+                total += sum(d for step in q for i in group for a in range(d) if step[(*i, head, a)])
             else:  # q and k meet first: [m, m] counts, then v's spikes each add a column of height m
-                total += sum(int(q[(*i, head, a)] and k[(*j, head, a)]) for i in group for j in group for a in range(d))
+                pairs = [(s, t, i, j) for s in q for t in k for i in group for j in group]
+                total += sum(int(s[(*i, head, a)] and t[(*j, head, a)]) for s, t, i, j in pairs for a in range(d))
                 total += sum(len(group) for step in trains for j in group for b in range(d) if step[(*j, head, b)])
     return total
 
@@ -293,13 +294,23 @@ def test_synops_with_keys_first_are_those_counted_by_hand():
 )
 def test_synops_are_the_accumulates_counted_one_by_one(shape, scales):
     scales = tuple(Scale.parse(text) for text in scales.split())
-    code = SpikeCode.parse("2x2")
-    q, k = spikes(*shape), spikes(*shape, rate=0.6, seed=2)
-    trains = np.asarray(code.encode(levels(*shape)))
-    assert trains.sum() > np.count_nonzero(trains.sum(0))  # some neurons spike twice and more
-    found = synops(q, k, trains.sum(0), scales)
+    codes = [SpikeCode.parse(text) for text in ("1x2", "1x2", "2x2")]
+    trains = [np.asarray(code.encode(levels(*shape, top=code.max_level, seed=i))) for i, code in enumerate(codes)]
+    for train in trains:
+        assert train.sum() > np.count_nonzero(train.sum(0))  # some neurons spike twice and more
+    found = synops(*(train.sum(0) for train in trains), scales)
     assert found.dtype == jnp.int32
-    assert int(found) == brute_synops(q, k, trains, scales)
+    assert int(found) == brute_synops(*trains, scales)
+
+
+@pytest.mark.parametrize("text", ["block2", "grid4"])  # d above m, and below
+def test_spike_trains_of_queries_and_keys_meet_as_their_levels_do(text):
+    code, shape = SpikeCode.parse("2x2+1,0"), (2, 4, 4, 2, 5)
+    q, k, v = (levels(*shape, top=code.max_level, seed=seed) for seed in range(3))
+    of_values, of_queries = attention_halves(
+        code.encode(q), code.encode(k), text, grid=(4, 4), weights=code.step_weights
+    )
+    np.testing.assert_array_equal(of_queries(of_values(v)), gw_attention(q, k, v, text, grid=(4, 4)))
 
 
 def test_silent_attention_costs_nothing():

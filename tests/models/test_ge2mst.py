@@ -207,11 +207,10 @@ def reference(params, images, code):
     params = {path: np.asarray(a, np.float64) for path, a in traverse_util.flatten_dict(params, sep="/").items()}
     currents = {}
 
-    def fire(name, current, binary=False):
+    def fire(name, current, most=code.max_level):
         currents[name] = current
         theta = params[f"{name}/threshold"]
-        n = np.clip(np.floor((current + theta / 2) / theta), 0, 1 if binary else code.max_level)
-        return n if binary else np.array(code.projection)[n.astype(int)].astype(float)
+        return np.clip(np.floor((current + theta / 2) / theta), 0, most)
 
     def synapse(name, x, stride=1):
         whole = convolve(x, params[f"{name}/kernel"], stride) / 2.0 ** params[f"{name}/guard"]
@@ -224,7 +223,7 @@ def reference(params, images, code):
     stream = synapse("stage_1/down/synapse", fire("stage_1/down/neuron", stream), 2)
     block = "stage_1/block_0/attention"
     x = fire(f"{block}/neuron", stream)
-    q, k, v = (fire(f"{block}/neuron_{key}", synapse(f"{block}/{key}", x), key != "v") for key in "qkv")
+    q, k, v = (fire(f"{block}/neuron_{key}", synapse(f"{block}/{key}", x), most) for key, most in zip("qkv", (3, 3, 6)))
     counts = attend(q, k, v, 8, [blocks_of(4, 4, 2), grids_of(4, 4, 2)])
     mixed = 2.0 ** params[f"{block}/attention/shift"] * counts + synapse(f"{block}/local", v)
     stream = stream + synapse(f"{block}/out", fire(f"{block}/neuron_out", mixed))
@@ -237,7 +236,7 @@ def reference(params, images, code):
 
 
 def test_deployed_network_is_the_one_that_the_design_describes():
-    model = tiny_model("2x2")
+    model = tiny_model("2x2", qk_code="1x2")
     net = deploy(model, random_variables(model), SHAPE)
     logits, aux = net(IMAGES, "dense", "levels")
     currents, sums = reference(net.params, IMAGES, SpikeCode.parse("2x2"))

@@ -76,13 +76,16 @@ def test_planes_merge_time_into_the_batch():
     steps = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 1, 1, 4)
     np.testing.assert_array_equal(steps_of(steps).planes, steps.reshape(6, 1, 1, 4))
     np.testing.assert_array_equal(levels_of().planes, LEVELS)
-    binary = np.float32(LEVELS > 3)
-    np.testing.assert_array_equal(train_of(binary, SpikeCode.parse("1x1")).planes, binary)
 
 
-def test_planes_of_a_train_of_several_steps_are_refused_by_the_senders_name():
-    with pytest.raises(ValueError, match="the spike train of sender has 4 steps: q and k must be binary"):
-        _ = train_of().planes
+def test_spikes_are_counted_over_all_steps_or_at_each():
+    steps = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 1, 1, 4) % 2
+    np.testing.assert_array_equal(steps_of(steps).spikes, steps.reshape(6, 1, 1, 4))
+    sent = train_of()
+    counted = np.asarray(sent.data, int).sum(0)
+    assert counted.max() > 1
+    np.testing.assert_array_equal(sent.spikes, counted)
+    np.testing.assert_array_equal(levels_of().spikes, counted)
 
 
 def test_weights_are_times_the_value_of_a_level_until_that_is_folded():
