@@ -133,12 +133,14 @@ def twin_against_relu(options: Bench) -> dict:
 def training_over_time_steps(options: Bench) -> dict:
     """The trainer's step with the twin and with LIF-STBP at T = 1 to 16, on `ge2mst_nano`."""
     nano = dataclasses.replace(options, model="ge2mst_nano")
-    codes = {1: "1x1", 2: "1x2", 4: "2x2", 8: "2x4", 16: "4x4"}
+    codes = {1: "1x1", 2: "1x2", 4: "1x4", 8: "2x4", 16: "4x4"}
     if options.quick:
         codes = {1: "1x1", 2: "1x2"}
     rows = {str(steps): {} for steps in codes}
     for neuron in ("expg", "lif"):  # one after the other: LIF's gigabytes drive out whatever takes turns with them
-        made = {str(steps): training_step(nano, neuron=neuron, code=code) for steps, code in codes.items()}
+        made = {
+            str(steps): training_step(nano, neuron=neuron, code=code, qk_code="1x1") for steps, code in codes.items()
+        }
         seconds = medians({steps: run for steps, (_, run) in made.items()}, options.rounds)
         for steps, (compiled, _) in made.items():
             cost = compiled.cost_analysis()["bytes accessed"]
@@ -189,9 +191,7 @@ def deployed(options: Bench) -> dict:
     the training network's own forward pass and, if asked for, the peer.
     """
     images, _ = random_batch(options)
-    made = {
-        neuron: create_model(options.model, neuron=neuron, code="2x2", capture="none") for neuron in ("relu", "expg")
-    }
+    made = {neuron: create_model(options.model, neuron=neuron, capture="none") for neuron in ("relu", "expg")}
     variables = {neuron: jax.jit(model.init)(jax.random.key(0), images) for neuron, model in made.items()}
     calls = {
         name: functools.partial(forward, made[neuron], variables[neuron], images)

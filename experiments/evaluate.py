@@ -11,28 +11,25 @@ import signals  # noqa: F401  # before all that takes time
 
 # isort: split
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert import certify
-from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches, open_source
-from ge2mst_jax.energy import CONVENTIONS, SpikeCounter, audit, energy
+from ge2mst_jax.data import BatchPlan, DecodeConfig, open_source
+from ge2mst_jax.energy import CONVENTIONS, audit, energy
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.report import add_drift, confusion_figure, differing
 from ge2mst_jax.train.command import run_command
-from ge2mst_jax.train.deployed import class_names, decoding, load_deployed
+from ge2mst_jax.train.deployed import class_names, decoding, first_images, load_deployed, run_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,38 +95,9 @@ def check_order(source, names, data: str, console: Console) -> None:
     console.print(Text(one_line(f"note: {says}; classes are compared by number")), soft_wrap=True)
 
 
-def run(net, source, plan: BatchPlan, options: Evaluate, console: Console):
-    """`(confusion, counter, images that could not be decoded)` over the test split."""
-    classes = net.model.num_classes
-    confusion, counter, skipped = np.zeros((classes, classes), int), SpikeCounter(), 0
-    left = len(source) if options.limit is None else min(options.limit, len(source))
-    steps = -(-left // options.batch_size)
-    batches = itertools.islice(eval_batches(source, plan), steps)
-    for batch in track(batches, "evaluate", steps, console=console):
-        here = np.arange(len(batch["mask"])) < left
-        left -= len(here)
-        seen = np.flatnonzero(batch["mask"] * here)
-        skipped += int(batch["skipped"][here].sum())
-        if not len(seen):
-            continue
-        logits, aux = net(jnp.asarray(batch["image"]), execution=options.execution)
-        np.add.at(confusion, (batch["label"][seen], np.argmax(jax.device_get(logits), -1)[seen]), 1)
-        counter.add(aux, seen)
-    if not counter.images:
-        raise ValueError(f"not one image of the {source.split} split of {source.name} can be decoded")
-    return confusion, counter, skipped
-
-
 def certificate_of(net, source, plan: BatchPlan, options: Evaluate, console: Console):
     """The certificate of the first test images, progress on the console."""
-    images, labels = [], []
-    for batch in eval_batches(source, plan):
-        seen = np.flatnonzero(batch["mask"])[: options.certify - sum(map(len, images))]
-        images.append(batch["image"][seen])
-        labels.append(batch["label"][seen])
-        if sum(map(len, images)) == options.certify:
-            break
-    images, labels = np.concatenate(images), np.concatenate(labels)
+    images, labels = first_images(source, plan, options.certify)
     with Progress(console=console) as progress:
         task = progress.add_task("certify", total=len(images))
         return certify(net, images, labels, options.batch_size, lambda done: progress.update(task, completed=done))
@@ -141,7 +109,7 @@ def main(options: Evaluate) -> None:
     source, plan = open_images(net, options)
     data = options.data or net.about["data"]
     check_order(source, class_names(net), data, console)
-    confusion, counter, skipped = run(net, source, plan, options, console)
+    confusion, counter, skipped = run_over(net, source, plan, options.execution, options.limit, console)
     energies = {name: energy(counter, c, net.model.num_steps) for name, c in CONVENTIONS.items()}
     found = {
         "data": data, "execution": options.execution, "images": counter.images, "skipped": skipped,

@@ -124,8 +124,9 @@ def main(options: Quickstart) -> None:
                 products.check()
         with phases.phase("report", 1):
             save_net(options.run_dir / "checkpoint", net, config.model)
+            about_data = data.name, len(data.train_images), len(data.test_images)
             report = build_report(
-                dataset=data, model_name=config.model, net=net, certificate=certificate, counter=counter,
+                dataset=about_data, model_name=config.model, net=net, certificate=certificate, counter=counter,
                 audit=products, seconds=phases.seconds, training=as_json(config),
             )  # fmt: skip
             lines = read_metrics(options.run_dir / "metrics.jsonl")

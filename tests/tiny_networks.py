@@ -18,6 +18,7 @@ def tiny_model(code="2x2", **changes):
         scales=("block2", "grid2"),
         group_width=8,
         num_classes=5,
+        qk_code="1x1",
     )
     return create_model("ge2mst_nano", code=code, **(fields | changes))
 

@@ -278,9 +278,7 @@ def attention_synops(q_spikes, k_spikes, v_spikes, scales, *, grid, rates=REAL):
     """
     arrays, grid = on_grid(grid, q_spikes=q_spikes, k_spikes=k_spikes, v_spikes=v_spikes)
     for name, x in zip("qkv", arrays, strict=True):
-        check_known(
-            f"{name}_spikes", x, lambda x: (x >= 0) & (x <= MAX_LEVEL) & (x == x.astype(jnp.int32)), "counts"
-        )
+        check_known(f"{name}_spikes", x, lambda x: (x >= 0) & (x <= MAX_LEVEL) & (x == x.astype(jnp.int32)), "counts")
     scales, rates = read_scales(scales), check_rates(rates)
     shares = share_heads(arrays[0].shape[-2], scales)
 

@@ -113,7 +113,7 @@ class Ge2mST(nn.Module):
     Args:
         num_classes: logits.
         stages: from high resolution to low; every stage but the first halves the grid.
-        code: temporal grouping of every neuron.
+        code: temporal grouping of every neuron but `q` and `k`.
         neuron: a name from `ge2mst_jax.nn.NEURONS`.
         stem_kernel, stem_stride: of the first synapse.
         head_width: `d`, channels an attention head.
@@ -140,7 +140,7 @@ class Ge2mST(nn.Module):
 
     num_classes: int
     stages: tuple[StageSize, ...]
-    code: SpikeCode = SpikeCode(2, 2)
+    code: SpikeCode = SpikeCode(1, 4)
     neuron: str = "expg"
     stem_kernel: int = 3
     stem_stride: int = 1

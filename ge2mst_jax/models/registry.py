@@ -31,16 +31,19 @@ SIZES = {
     ),
     "ge2mst_s": dict(
         stages=_stages(("conv", 64, 1), ("conv", 128, 2), ("attention", 256, 4), ("attention", 384, 2)),
+        head_width=64,
         stem_kernel=7,
         stem_stride=4,
     ),
     "ge2mst_b": dict(
         stages=_stages(("conv", 96, 3), ("conv", 192, 3), ("attention", 384, 8), ("attention", 512, 2)),
+        head_width=64,
         stem_kernel=7,
         stem_stride=4,
     ),
     "ge2mst_l": dict(
         stages=_stages(("conv", 128, 2), ("conv", 256, 2), ("attention", 512, 11), ("attention", 768, 3)),
+        head_width=64,
         stem_kernel=7,
         stem_stride=4,
     ),

@@ -50,9 +50,10 @@ class Stem(nn.Module):
 class GWSSA(nn.Module):
     """Group-wise spiking self-attention with its depth-wise convolution half, between two currents.
 
-    `q`, `k` (of the wire's `qk_code`, a threshold a head) and `v` come from the block input's spikes; the attention neuron's current is
-    `2^-p θ_q θ_k θ_v (A·v) + BN(dw(v))`, and a 1×1 synapse takes its spikes back to the stream. Deployed, that
-    current is counted in units of `2^-p θ_q θ_k θ_v` (one a head), so that `A·v` joins as the integer that it is.
+    `q`, `k` (of the wire's `qk_code`, a threshold a head) and `v` come from the block input's spikes; the attention
+    neuron's current is `2^-p θ_q θ_k θ_v (A·v) + BN(dw(v))`, and a 1×1 synapse takes its spikes back to the stream.
+    Deployed, that current is counted in units of `2^-p θ_q θ_k θ_v` (one a head), so that `A·v` joins as the integer
+    that it is.
 
     Args:
         wire: the network's agreement.

@@ -13,7 +13,7 @@ def build_report(*, dataset, model_name, net, certificate, counter, audit, secon
     """The content of `report.json`.
 
     Args:
-        dataset: what was trained and tested on, a `data.Dataset`.
+        dataset: what was trained and tested on: its name, and the numbers of training and of test images.
         model_name: as `create_model` knows it.
         net: the `DeployedNet`, with its training network.
         certificate: from `certify`, with labels.
@@ -31,16 +31,12 @@ def build_report(*, dataset, model_name, net, certificate, counter, audit, secon
     return {
         "schema": SCHEMA,
         "environment": environment(),
-        "dataset": {
-            "name": dataset.name,
-            "train": len(dataset.train_images),
-            "test": len(dataset.test_images),
-            "image_shape": list(dataset.image_shape),
-        },
+        "dataset": dict(zip(("name", "train", "test"), dataset, strict=True)) | {"image_shape": list(net.image_shape)},
         "model": {
             "name": model_name,
             "parameters": int(parameters),
             "code": str(net.model.code),
+            "qk_code": str(net.model.qk_code),
             "neuron": net.model.neuron,
             "input_code": net.model.input_code,
             "current_bits": net.model.current_bits,

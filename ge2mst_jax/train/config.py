@@ -26,15 +26,16 @@ _NUMBERS = dict(
     drop_path=(0, 1, "below"), epochs=(0, 1e9, "above"), base_learning_rate=(0, 1e6, "above"),
     final_learning_rate=(0, 1), warmup_epochs=(0, 1e9), weight_decay=(0, 1e6), clip_norm=(0, 1e12, "above"),
     label_smoothing=(0, 1, "below"), ema_decay=(0, 1, "below"), spike_budget=(0, 8, "above"),
-    budget_gain=(0, 1e6, "above"), eval_every_epochs=(0, 1e9, "above"), checkpoint_every_epochs=(0, 1e9, "above"),
+    budget_gain=(0, 1e6, "above"), distill_weight=(0, 1),
+    eval_every_epochs=(0, 1e9, "above"), checkpoint_every_epochs=(0, 1e9, "above"),
 )  # fmt: skip
 #: Fields of another kind: what they must be.
 _KINDS = dict(
-    data=str, data_dir=Path, decode=DecodeConfig, augment=AugmentConfig, model=str, code=str, input_code=str,
-    scales=tuple, init_from=Path, profile=bool, coordinator=str,
+    data=str, data_dir=Path, decode=DecodeConfig, augment=AugmentConfig, model=str, code=str, qk_code=str,
+    input_code=str, scales=tuple, init_from=Path, distill_from=Path, profile=bool, coordinator=str,
 )  # fmt: skip
 #: Fields that may be `None`.
-_OPTIONAL = ("data_dir", "steps", "spike_budget", "init_from", "coordinator", "num_processes", "process_id")
+_OPTIONAL = tuple("data_dir steps spike_budget init_from distill_from coordinator num_processes process_id".split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +61,9 @@ class TrainConfig:
 
     model: str = "ge2mst_nano"
     """Name of the network's size."""
-    code: str = "2x2"
+    code: str = "1x4"
     """Temporal grouping of every neuron but those of queries and keys, GxK[/cap][+s1,...]."""
-    qk_code: str = "1x1"
+    qk_code: str = "1x2"
     """Temporal grouping of the neurons of attention's queries and keys; 1x1 is binary."""
     neuron: str = "expg"
     """Kind of every neuron."""
@@ -105,6 +106,10 @@ class TrainConfig:
     """Of the budget's controller: the spike penalty's weight for an error of 100 %."""
     init_from: Path | None = None
     """A run whose averaged parameters this one starts from (fine-tuning); a relu network becomes a spiking one."""
+    distill_from: Path | None = None
+    """A run whose averaged network teaches this one: the logits that it gives each training image, as augmented."""
+    distill_weight: float = 0.5
+    """Share of the loss that is the distance to the teacher's logits; the rest is the labels'."""
     seed: int = 0
     """Of parameters, order and augmentation."""
 
@@ -134,7 +139,7 @@ class TrainConfig:
     """Which one this is; or the environment's JAX_PROCESS_ID."""
 
     def __post_init__(self):
-        for name, kind in (("data_dir", Path), ("init_from", Path), ("scales", tuple)):
+        for name, kind in (("data_dir", Path), ("init_from", Path), ("distill_from", Path), ("scales", tuple)):
             if isinstance(getattr(self, name), str if kind is Path else list):
                 object.__setattr__(self, name, kind(getattr(self, name)))
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -157,7 +162,7 @@ class TrainConfig:
             raise ValueError("mesh_data is 0: it must be at least 1, or -1 for all devices")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate is {self.accumulate}: it must divide batch_size {self.batch_size}")
-        for name in ("data_dir", "init_from"):
+        for name in ("data_dir", "init_from", "distill_from"):
             check_mounted(name, getattr(self, name))
         if self.spike_budget is not None and self.neuron == "relu":
             raise ValueError("spike_budget: relu sends real numbers, not spikes; leave the budget out")
@@ -212,8 +217,13 @@ def as_json(config: TrainConfig) -> dict:
     }
 
 
+#: Fields that runs of earlier versions do not have, and what those did.
+BEFORE = {"qk_code": "1x1", "distill_from": None, "distill_weight": 0.5}
+
+
 def from_json(fields: dict) -> TrainConfig:
-    """The config that `as_json` was given; fields that this version does not know, or that are missing, are refused.
+    """The config that `as_json` was given; fields that this version does not know, or that are missing, are refused,
+    but for those of `BEFORE`.
 
     Raises:
         ValueError: names the field.
@@ -221,6 +231,7 @@ def from_json(fields: dict) -> TrainConfig:
     >>> from_json(as_json(TrainConfig(seed=3, scales=("block2",)))) == TrainConfig(seed=3, scales=("block2",))
     True
     """
+    fields = BEFORE | fields if isinstance(fields, dict) else fields
     _check_fields("the run's config", fields, TrainConfig)
     _check_fields("the run's augment", fields["augment"], AugmentConfig)
     _check_fields("the run's decode", fields["decode"], DecodeConfig)

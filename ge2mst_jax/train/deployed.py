@@ -1,12 +1,20 @@
 """A deployed network from whatever a run left: the folder of a training run, or of a deployed network."""
 
 import dataclasses
+import itertools
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from ge2mst_jax.checks import one_line, shown
 from ge2mst_jax.convert import DeployedNet, check_network, deploy, load_net
 from ge2mst_jax.convert.storage import CheckpointError
-from ge2mst_jax.data.decode import DecodeConfig
+from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches
+from ge2mst_jax.energy import SpikeCounter
 from ge2mst_jax.train.config import from_json
 from ge2mst_jax.train.restore import load_averaged
 
@@ -88,3 +96,53 @@ def class_names(net: DeployedNet) -> list[str] | None:
     if not isinstance(names, list | tuple) or len(names) != number or not all(isinstance(name, str) for name in names):
         raise ValueError(f"classes of this network are {shown(names)}: they must be the names of its {number}")
     return list(names)
+
+
+def first_images(source, plan: BatchPlan, number: int):
+    """`(images, labels)`: the first of a split, as evaluation sees them."""
+    images, labels, left = [], [], number
+    for batch in eval_batches(source, plan):
+        seen = np.flatnonzero(batch["mask"])[:left]
+        images.append(batch["image"][seen])
+        labels.append(batch["label"][seen])
+        left -= len(seen)
+        if not left:
+            break
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def run_over(net: DeployedNet, source, plan: BatchPlan, execution: str, limit: int | None, console: Console):
+    """A deployed network on a split, every image once, a bar on the console.
+
+    Args:
+        net: from `load_deployed` or `deploy`.
+        source: from `open_source`.
+        plan: of its batches.
+        execution: `"dense"` or `"spiking"`.
+        limit: the first so many images alone; all if none.
+        console: for the bar.
+
+    Returns:
+        `(confusion [label, prediction], SpikeCounter, images that could not be decoded)`.
+
+    Raises:
+        ValueError: not one image can be decoded.
+    """
+    classes = net.model.num_classes
+    confusion, counter, skipped = np.zeros((classes, classes), int), SpikeCounter(), 0
+    left = len(source) if limit is None else min(limit, len(source))
+    steps = -(-left // plan.batch_size)
+    batches = itertools.islice(eval_batches(source, plan), steps)
+    for batch in track(batches, f"test, {execution}", steps, console=console):
+        here = np.arange(len(batch["mask"])) < left
+        left -= len(here)
+        seen = np.flatnonzero(batch["mask"] * here)
+        skipped += int(batch["skipped"][here].sum())
+        if not len(seen):
+            continue
+        logits, aux = net(jnp.asarray(batch["image"]), execution=execution)
+        np.add.at(confusion, (batch["label"][seen], np.argmax(jax.device_get(logits), -1)[seen]), 1)
+        counter.add(aux, seen)
+    if not counter.images:
+        raise ValueError(f"not one image of the {source.split} split of {source.name} can be decoded")
+    return confusion, counter, skipped

@@ -14,21 +14,19 @@ from rich.console import Console
 
 from ge2mst_jax.checkpoint import check_path
 from ge2mst_jax.checks import cut, one_line
-from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan
-from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
+from ge2mst_jax.data.prefetch import prefetch_to_device
 from ge2mst_jax.data.sources import open_source
 from ge2mst_jax.files import read_json, write_whole
 from ge2mst_jax.provenance import commit
 from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive, steps_in
 from ge2mst_jax.train.config import TrainConfig, as_json, check_mounted
 from ge2mst_jax.train.evaluate import evaluate
-from ge2mst_jax.train.from_ann import BATCHES, spiking_start
 from ge2mst_jax.train.metrics import Reporter
 from ge2mst_jax.train.processes import largest
-from ge2mst_jax.train.restore import load_averaged
 from ge2mst_jax.train.setup import Setup, set_up
 from ge2mst_jax.train.sharding import batch_sharding
+from ge2mst_jax.train.start import batches_of, from_another_run, teacher_of
 from ge2mst_jax.train.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -39,8 +37,6 @@ MAY_DIFFER = frozenset(
     checkpoint_every_epochs coordinator num_processes process_id init_from""".split()
 )
 PROFILED = range(10, 15)
-#: Neurons that learn a threshold, which a network of relu neurons gives them to start with.
-LEARNED = ("expg", "qcfs")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,6 +169,9 @@ class _Loop:
         self.total = self.config.num_steps(len(source))
         self.evaluation = None
         self.best = -1.0
+        self.teach = None
+        if self.config.distill_from is not None:
+            self.teach, self.about["taught_by_step"] = teacher_of(setup, source.classes)
 
     def run(self) -> Trained:
         config = self.config
@@ -191,6 +190,8 @@ class _Loop:
             while step < self.total:
                 with self._profiled(step - started):
                     batch = next(stream)
+                    if self.teach is not None:
+                        batch = batch | {"taught": self.teach(state.step, batch, key)}
                     state, metrics = self.setup.step(state, batch, key)
                 step += 1
                 self.still_there()
@@ -213,7 +214,7 @@ class _Loop:
             return step, state, about["data"], about["metrics_lines"]
         state = self.setup.init()
         if self.config.init_from is not None:
-            state = self._from_another_run(state)
+            state = from_another_run(self.setup, state, self._batches, self._say)
             self._say(f"resume order 2 of 3: the averaged network of {self.config.init_from}")
         else:
             self._say(f"resume order 3 of 3: seed {self.config.seed}")
@@ -229,46 +230,8 @@ class _Loop:
         if jax.process_index() == 0 and not path.exists():
             write_whole(path, json.dumps(self.about["config"], indent=1) + "\n")
 
-    def _from_another_run(self, state: TrainState) -> TrainState:
-        found, ema, about = load_averaged(self.config.init_from, mesh=self.setup.mesh)
-        if found.neuron == "relu" and self.config.neuron in LEARNED:
-            ema = self._from_ann(found, ema, state)
-        elif found.neuron == "relu" != self.config.neuron:
-            raise ValueError(
-                f"init_from: {self.config.init_from} is a run of relu neurons, whose activations give thresholds to "
-                f"{' and '.join(LEARNED)} neurons, not to {self.config.neuron}"
-            )
-        shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (ema, state.ema)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"init_from: the network of {self.config.init_from} ({about['config']['model']}) has other parameters"
-            )
-        copies = jax.tree.map(lambda new, like: jax.device_put(new, like.sharding), ema, state.ema)
-        return state.replace(
-            params=jax.tree.map(lambda x: x.copy(), copies["params"]),
-            batch_stats=jax.tree.map(lambda x: x.copy(), copies["batch_stats"]),
-            ema=copies,
-        )
-
-    def _from_ann(self, ann, variables, state: TrainState):
-        """The ANN as a spiking network, by the first batches of training."""
-        with prefetch_to_device(self._batches(), self.sharding, 1) as stream:
-            images = [next(stream)["image"] for _ in range(BATCHES)]
-        try:
-            made = spiking_start(ann, variables, self.setup.model, state.ema, images)
-        except ValueError as error:
-            raise ValueError(f"init_from: {error}") from error
-        self._say(
-            f"thresholds of {self.config.neuron} neurons from the activations of {BATCHES} batches in a network of relu"
-        )
-        return made
-
     def _batches(self):
-        config = self.config
-        plan = BatchPlan(
-            config.batch_size, *local_part(self.sharding, config.batch_size), config.workers, config.decode
-        )
-        return train_batches(self.source, plan, config.seed)
+        return batches_of(self.setup, self.source)
 
     def _look_up(self, step, state, reporter, stream, stop) -> None:
         """Evaluates and saves where it is time to."""

@@ -47,17 +47,17 @@ class Setup:
     def abstract_batch(self):
         """Shapes and shardings of a batch."""
         size, sharding = self.config.batch_size, batch_sharding(self.mesh)
-        return {
-            "image": jax.ShapeDtypeStruct((size, *self.image_shape), jnp.uint8, sharding=sharding),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
-        }
+        shapes = {"image": ((size, *self.image_shape), jnp.uint8), "label": ((size,), jnp.int32)}
+        if self.config.distill_from is not None:
+            shapes["taught"] = ((size, self.model.num_classes), jnp.float32)
+        return {name: jax.ShapeDtypeStruct(*kind, sharding=sharding) for name, kind in shapes.items()}
 
 
 def compiler_options(mesh) -> dict | None:
     """For the train step, on CPUs alone; a TPU's and a GPU's compilers get none.
 
-    XLA drops optimization barriers there, and then keeps what was to be computed anew; and its YNNPACK convolutions take
-    1.4 to 1.5 times as long as Eigen's (docs/performance.md): products and reductions alone go to YNNPACK.
+    XLA drops optimization barriers there, and then keeps what was to be computed anew. And its YNNPACK convolutions
+    take 1.4 to 1.5 times as long as Eigen's (docs/performance.md): products and reductions alone go to YNNPACK.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return None

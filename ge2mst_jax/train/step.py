@@ -74,8 +74,25 @@ def average(ema, variables, step, decay: float):
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), ema, variables)
 
 
-def loss_function(params, batch_stats, budget, images, targets, key, model, config: TrainConfig):
-    """Cross-entropy, plus `λ · mean spikes per neuron` where there is a budget."""
+#: Logits are divided by so much where a network learns from another's.
+TEMPERATURE = 2.0
+
+
+def distance(logits, taught):
+    """`T² · KL(softmax(taught/T) ‖ softmax(logits/T))`, mean over a batch: 0 where both say the same.
+
+    Source: Hinton et al., 2015 (knowledge distillation).
+
+    >>> float(distance(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 4.0]])))
+    0.0
+    """
+    ours, theirs = (jax.nn.log_softmax(x / TEMPERATURE) for x in (logits, taught))
+    return TEMPERATURE**2 * jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), -1))
+
+
+def loss_function(params, batch_stats, budget, images, targets, taught, key, model, config: TrainConfig):
+    """Cross-entropy, or with a teacher's logits `taught` a mean of that and their distance; plus `λ · mean spikes per
+    neuron` where there is a budget."""
     (logits, aux), updates = model.apply(
         {"params": params, "batch_stats": batch_stats},
         images,
@@ -85,6 +102,8 @@ def loss_function(params, batch_stats, budget, images, targets, key, model, conf
     )
     smoothed = optax.smooth_labels(targets, config.label_smoothing)
     loss = jnp.mean(optax.softmax_cross_entropy(logits, smoothed))
+    if taught is not None:
+        loss = (1 - config.distill_weight) * loss + config.distill_weight * distance(logits, taught)
     right = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
     metrics = {"loss": loss, "accuracy": jnp.mean(right)}
     if config.spike_budget is not None:
@@ -94,11 +113,11 @@ def loss_function(params, batch_stats, budget, images, targets, key, model, conf
     return loss, (updates["batch_stats"], metrics)
 
 
-def gradients_of(state: TrainState, images, targets, key, model, config: TrainConfig):
+def gradients_of(state: TrainState, images, targets, taught, key, model, config: TrainConfig):
     """Gradients, new BatchNorm statistics and metrics of a batch, in `config.accumulate` parts one after another."""
     gradient = jax.grad(loss_function, has_aux=True)
     if config.accumulate == 1:
-        return gradient(state.params, state.batch_stats, state.budget, images, targets, key, model, config)
+        return gradient(state.params, state.batch_stats, state.budget, images, targets, taught, key, model, config)
 
     def part(carry, inputs):
         total, batch_stats = carry
@@ -108,7 +127,10 @@ def gradients_of(state: TrainState, images, targets, key, model, config: TrainCo
         return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
 
     # Every part takes every `accumulate`th image, so that a batch sharded over devices is cut on each of them.
-    parts = [jnp.moveaxis(x.reshape(-1, config.accumulate, *x.shape[1:]), 1, 0) for x in (images, targets)]
+    def cut(x):
+        return jnp.moveaxis(x.reshape(-1, config.accumulate, *x.shape[1:]), 1, 0)
+
+    parts = jax.tree.map(cut, (images, targets, taught))
     start = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
     (total, batch_stats), metrics = jax.lax.scan(part, start, (*parts, jax.random.split(key, config.accumulate)))
     mean = jax.tree.map(lambda g: g / config.accumulate, total)
@@ -120,7 +142,8 @@ def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, con
 
     Args:
         state: what the step changes.
-        batch: `image` `[B, H, W, C]` uint8 and `label` `[B]` int32.
+        batch: `image` `[B, H, W, C]` uint8, `label` `[B]` int32, and, of a network that is taught, `taught`
+            `[B, classes]`, from `teach`.
         key: of the run; the step's randomness is `fold_in(key, step)`.
         model, optimizer, schedule, config: static.
 
@@ -131,7 +154,8 @@ def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, con
     """
     augment_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, targets = augment(augment_key, batch["image"], batch["label"], model.num_classes, config.augment)
-    gradients, (batch_stats, metrics) = gradients_of(state, images, targets, drop_key, model, config)
+    taught = batch.get("taught")
+    gradients, (batch_stats, metrics) = gradients_of(state, images, targets, taught, drop_key, model, config)
     metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": jnp.float32(schedule(state.step))}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -143,6 +167,20 @@ def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, con
         budget = jax.lax.cond(state.step % CALIBRATE_STEPS == 0, measured, lambda: budget)
         budget = steer(budget, rate, config.spike_budget)
     return TrainState(state.step + 1, params, batch_stats, opt_state, ema, budget), metrics
+
+
+def teach(variables, step, batch, key, *, model, config: TrainConfig):
+    """What a teacher says of a batch as `train_step` will augment it at that step: logits `[B, classes]` float32.
+
+    Args:
+        variables: of the teacher.
+        step: the state's.
+        batch, key: as in `train_step`.
+        model, config: the teacher; the config of the network that is taught. Static.
+    """
+    augment_key, _ = jax.random.split(jax.random.fold_in(key, step))
+    images, _ = augment(augment_key, batch["image"], batch["label"], model.num_classes, config.augment)
+    return model.apply(variables, images)[0]
 
 
 def calibrate_on(budget: BudgetState, rate, model, ema, images) -> BudgetState:

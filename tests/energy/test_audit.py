@@ -27,8 +27,8 @@ def deployed(**changes):
 def net():
     """A convolution block and an attention block with both orders of products."""
     return deployed(
-        stages=(("conv", 8, 1), ("attention", 16, 1)), scales=("block2", "block1"), head_width=2, code="2x3/1", qk_code="1x2",
-        attention_rates=REAL,
+        stages=(("conv", 8, 1), ("attention", 16, 1)), scales=("block2", "block1"), head_width=2, code="2x3/1",
+        qk_code="1x2", attention_rates=REAL,
     )  # fmt: skip
 
 
@@ -68,8 +68,8 @@ def test_matrix_products_of_the_spiking_execution_have_spikes_on_one_side(net):
     for product in audit(net).products:
         if product.operation in ("dot_general", "conv_general_dilated"):
             kinds["attention" if product.layer.endswith("attention/attention") else "weights"].add(product.kinds)
-    # A = q kᵀ (or kᵀ v) meets spikes alone, and what it counted meets the spikes of v (or q): up to 255 that is a level,
-    # above it has no name of its own.
+    # A = q kᵀ (or kᵀ v) meets spikes alone, and what it counted meets the spikes of v (or q): up to 255 a level, above
+    # that a number without a name of its own.
     assert kinds["attention"] == {("binary", "binary"), ("binary", "level"), ("binary", "real")}
     assert kinds["weights"] == {("binary", "real")}
 

@@ -223,7 +223,8 @@ def reference(params, images, code):
     stream = synapse("stage_1/down/synapse", fire("stage_1/down/neuron", stream), 2)
     block = "stage_1/block_0/attention"
     x = fire(f"{block}/neuron", stream)
-    q, k, v = (fire(f"{block}/neuron_{key}", synapse(f"{block}/{key}", x), most) for key, most in zip("qkv", (3, 3, 6)))
+    tops = {"q": 3, "k": 3, "v": 6}
+    q, k, v = (fire(f"{block}/neuron_{key}", synapse(f"{block}/{key}", x), top) for key, top in tops.items())
     counts = attend(q, k, v, 8, [blocks_of(4, 4, 2), grids_of(4, 4, 2)])
     mixed = 2.0 ** params[f"{block}/attention/shift"] * counts + synapse(f"{block}/local", v)
     stream = stream + synapse(f"{block}/out", fire(f"{block}/neuron_out", mixed))

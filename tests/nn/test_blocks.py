@@ -104,7 +104,7 @@ def test_attention_neuron_sums_scaled_counts_and_the_local_half():
     layers |= {"neuron_q": (4,), "neuron_k": (4,)}
     current, aux, variables = run(lambda wire: GWSSA(wire, 4, SCALES), layers)
     split = [np.asarray(aux[f"neuron_{key}"].levels).reshape(2, 4, 4, 4, 2) for key in "qkv"]
-    assert {float(n) for n in np.unique(split[0])} == {float(n) for n in np.unique(split[1])} == {0.0, 1.0}
+    assert np.unique(split[0]).tolist() == np.unique(split[1]).tolist() == [0, 1, 2, 3]
     assert split[2].max() > 1
     counts = np.asarray(gw_attention(*split, SCALES, grid=(4, 4))).reshape(2, 4, 4, 8)
     # Heads 0 and 1 see 4 tokens of width 2, heads 2 and 3 see 16: 2^-p = 16/(m·d).
@@ -121,7 +121,7 @@ def test_attention_neuron_sums_scaled_counts_and_the_local_half():
     assert current.parts == ("out",)
     record = aux["attention"]
     assert record.sources == ("neuron_q", "neuron_k", "neuron_v")
-    assert (record.bound, record.out_shape) == (16 * 2 * 6, (4, 4, 8))
+    assert (record.bound, record.out_shape) == (16 * 2 * 3 * 3 * 6, (4, 4, 8))
 
 
 CASES = {

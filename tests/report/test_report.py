@@ -14,7 +14,6 @@ from tiny_networks import SHAPE, random_images, random_variables, tiny_model
 
 from ge2mst_jax.checks import one_line
 from ge2mst_jax.convert import certify, deploy
-from ge2mst_jax.data import Dataset
 from ge2mst_jax.energy import SpikeCounter, audit
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.nn import NeuronRecord
@@ -33,12 +32,12 @@ def net():
 
 @pytest.fixture(scope="module")
 def report(net):
-    data = Dataset("noise <digits>", IMAGES, LABELS, IMAGES, LABELS)
     counter = SpikeCounter()
     counter.add(net(jnp.asarray(IMAGES), execution="spiking")[1])
     return build_report(
-        dataset=data, model_name="ge2mst_nano", net=net, certificate=certify(net, IMAGES, LABELS, batch_size=8),
-        counter=counter, audit=audit(net), seconds={"train": 1.0}, training={"epochs": 1, "spike_budget": None},
+        dataset=("noise <digits>", 8, 8), model_name="ge2mst_nano", net=net,
+        certificate=certify(net, IMAGES, LABELS, batch_size=8), counter=counter, audit=audit(net),
+        seconds={"train": 1.0}, training={"epochs": 1, "spike_budget": None},
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def gradients(config, model=None, images=IMAGES, labels=LABELS, batch_stats=None
     state, model = state or first_state(config_of()), model or model_of()
     state = state if batch_stats is None else state.replace(batch_stats=batch_stats)
     call = jax.jit(
-        lambda state, x, y, key: gradients_of(state, x, y, key, model, config), compiler_options=FAST_COMPILE
+        lambda state, x, y, key: gradients_of(state, x, y, None, key, model, config), compiler_options=FAST_COMPILE
     )
     found, (stats, metrics) = call(state, images, jax.nn.one_hot(labels, 5), jax.random.key(3))
     return found, stats, metrics
