@@ -65,7 +65,7 @@ def test_thresholds_are_those_of_least_error(batches, code, levels):
         current = np.asarray(aux[name].current, np.float64)
         found = np.logaddexp(np.asarray(flat[f"{name}/raw"], np.float64), 0).reshape(n)  # softplus
         for head, part in enumerate(np.split(current, n, -1)):
-            reached = np.array(levels if code.max_level > 1 else (0, 1))
+            reached = np.array(range(4) if name[-2:] in ("_q", "_k") else levels)
 
             def error(theta, part=part, reached=reached):
                 level = np.clip(np.floor(part / theta + 0.5), 0, reached[-1])
