@@ -149,7 +149,8 @@ def test_train_step_builds_in_both_types_of_operands(name, dtype):
     ],
 )
 def test_other_resolutions_build_where_the_groups_divide_them(side, scales, grids):
-    small = {"stages": (("conv", 64, 1), ("conv", 64, 1), ("attention", 64, 1), ("attention", 128, 1))}
+    stages = (("conv", 64, 1), ("conv", 64, 1), ("attention", 64, 1), ("attention", 128, 1))
+    small = {"head_width": 32, "stages": stages}
     model = create_model("ge2mst_s", scales=scales, **small)
     _, aux = logits_of(model, (side, side, 3))
     found = [aux[f"stage_{i}/block_0/attention/attention"].out_shape[0] for i in (2, 3)]
@@ -351,7 +352,8 @@ def test_texts_and_values_make_the_same_network():
 
 @pytest.mark.parametrize("name", SIZES)
 def test_fields_make_the_network_again_through_json(name):
-    changes = {"neuron": "plif", "code": "2x3/1", "qk_code": "2x2", "dtype": "bfloat16", "input_code": "direct", "num_classes": 7}
+    changes = {"neuron": "plif", "code": "2x3/1", "qk_code": "2x2", "dtype": "bfloat16", "input_code": "direct"}
+    changes["num_classes"] = 7
     for model in (create_model(name), create_model(name, **changes)):
         fields = json.loads(json.dumps(model_fields(model)))
         assert create_model(name, **fields) == model
