@@ -16,7 +16,7 @@ from ge2mst_jax.nn.planes import Arithmetic
 from ge2mst_jax.spiking import SpikeCode, expg_charge
 
 #: Spikes a neuron and image of `q`, `k`, `v`, as `ge2mst_nano` fires on the digits (docs/results.md).
-ATTENTION_RATES = (0.17, 0.17, 0.63)
+ATTENTION_RATES = (0.44, 0.40, 0.63)
 #: Of `q` and `k` unless a network says otherwise.
 QK_CODE = SpikeCode.parse("1x2")
 EXECUTIONS = ("training", "dense", "spiking")
