@@ -136,12 +136,9 @@ class Conversion:
         return self.deployed(config, setup.model, jax.device_get(state.ema), found)
 
     def accuracy(self, model, variables) -> float:
-        """Of a training network, on the test images."""
-        counted = evaluate(
-            model, variables, self.test, self.options.batch_size, batch_sharding(make_mesh(1, 1, jax.devices()[:1])),
-            self.config.decode,
-        )  # fmt: skip
-        return counted["accuracy"]
+        """Of a training network, on the test images, by the first device."""
+        place, size = batch_sharding(make_mesh(1, 1, jax.devices()[:1])), self.options.batch_size
+        return evaluate(model, jax.device_get(variables), self.test, size, place, self.config.decode)["accuracy"]
 
     def deployed(self, config, model, variables, found: dict) -> dict:
         """Deploys, certifies, counts and writes a network; a row of the table."""
