@@ -66,7 +66,7 @@ def test_a_spiking_run_is_deployed_as_it_is(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("neuron", "arguments", "says"),
     [
-        ("relu", ("--codes", "9z"), "code '9z'"),
+        ("relu", ("--codes", "9z"), "'9z' is not a spike code"),
         ("relu", ("--qk-code", ""), "code"),
         ("relu", ("--finetune-epochs", -1), "finetune_epochs is -1.0: it must be a number at least 0"),
         ("relu", ("--finetune-rate", 0), "finetune_rate is 0.0: it must be a number above 0"),
