@@ -58,7 +58,7 @@ class Convert:
     finetune_rate: float = 0.5
     """Peak learning rate of these, as a share of the run's own."""
     step: int | None = None
-    """Of the run's checkpoint; the best one if none."""
+    """Of an expg run's checkpoint; the best one if none, and of an ANN."""
     calibrate: int = 500
     """Training images on which deployment may cost no accuracy, and attention's rates are measured."""
     certify: int = 500
@@ -102,6 +102,7 @@ class Conversion:
         if self.config.neuron == "expg":
             if self.options.codes:
                 raise ValueError(f"codes: this run's neurons are expg ones of code {self.config.code}: leave codes out")
+            self.out.mkdir(parents=True, exist_ok=True)
             trained = self.accuracy(self.model, self.variables)
             yield self.deployed(self.config, self.model, self.variables, {"trained": trained})
             return
@@ -109,6 +110,9 @@ class Conversion:
             raise ValueError(
                 f"run: its neurons are {self.config.neuron}: expg ones are deployed, and an ANN of relu is converted"
             )
+        if self.options.step is not None:
+            raise ValueError("step: an ANN is converted from its best checkpoint: leave step out")
+        self.out.mkdir(parents=True, exist_ok=True)
         ann = self.accuracy(self.model, self.variables)
         for code in self.options.codes or ("1x4",):
             yield self.from_ann(code, ann)
@@ -118,7 +122,7 @@ class Conversion:
         epochs = self.options.finetune_epochs
         config = dataclasses.replace(
             self.config, neuron="expg", code=code, qk_code=self.options.qk_code, init_from=self.options.run, steps=None,
-            epochs=max(epochs, 1e-6), warmup_epochs=0.1 * epochs, spike_budget=None, seed=self.config.seed + 1,
+            epochs=max(epochs, 1e-6), warmup_epochs=0.1 * epochs, distill_from=None, seed=self.config.seed + 1,
             base_learning_rate=self.options.finetune_rate * self.config.base_learning_rate,
         )  # fmt: skip
         decay = 1 - 10 / config.num_steps(len(self.train))  # the average forgets in a tenth of the run
@@ -215,7 +219,6 @@ def main(options: Convert) -> None:
     conversion = Conversion(options, console)
     for row in conversion.rows():
         rows.append(row)
-        conversion.out.mkdir(parents=True, exist_ok=True)
         found = {"run": str(options.run), "config": conversion.about["config"], "rows": rows}
         write_whole(conversion.out / "convert.json", json.dumps(found, indent=1) + "\n")
     console.print(table_of(options.run, rows))

@@ -1,5 +1,8 @@
 """GW-SSA, group-wise spiking self-attention: counts of coincidences inside token groups."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 
@@ -67,7 +70,7 @@ def group_halves(q, k, precision=None, rates=REAL, weights=None):
         return jnp.matmul(a, b, precision=precision, preferred_element_type=jnp.int32 if whole else jnp.float32)
 
     def total(terms):
-        return sum(term if weight == 1 else weight * term for weight, term in terms)
+        return functools.reduce(operator.add, (term if weight == 1 else weight * term for weight, term in terms))
 
     queries, keys = (list(zip(weights, x, strict=True)) if weights else [(1, x)] for x in (q, k))
     if keys_first(*q.shape[-2:], rates):

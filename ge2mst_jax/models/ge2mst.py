@@ -165,7 +165,7 @@ class Ge2mST(nn.Module):
 
     @property
     def num_steps(self) -> int:
-        """`T`, the longest train that a neuron sends."""
+        """`T` of a network that sends levels: of the longest spike train."""
         return max(self.code.num_steps, self.qk_code.num_steps)
 
     @property

@@ -137,6 +137,12 @@ def gradients_of(state: TrainState, images, targets, taught, key, model, config:
     return mean, (batch_stats, jax.tree.map(lambda m: jnp.mean(m, 0), metrics))
 
 
+def augmented(batch, step, key, num_classes: int, config: TrainConfig):
+    """`(images, targets, key of what else is random)` of a batch at a step: what trains, and what a teacher sees."""
+    augment_key, drop_key = jax.random.split(jax.random.fold_in(key, step))
+    return *augment(augment_key, batch["image"], batch["label"], num_classes, config.augment), drop_key
+
+
 def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, config: TrainConfig):
     """One step: augment, gradients, update, steer the budget.
 
@@ -152,8 +158,7 @@ def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, con
         there is a budget, `penalty` and `spikes_per_neuron`: a step counts spikes only for what acts on them
         (evaluation counts them in any case).
     """
-    augment_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images, targets = augment(augment_key, batch["image"], batch["label"], model.num_classes, config.augment)
+    images, targets, drop_key = augmented(batch, state.step, key, model.num_classes, config)
     taught = batch.get("taught")
     gradients, (batch_stats, metrics) = gradients_of(state, images, targets, taught, drop_key, model, config)
     metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": jnp.float32(schedule(state.step))}
@@ -178,8 +183,7 @@ def teach(variables, step, batch, key, *, model, config: TrainConfig):
         batch, key: as in `train_step`.
         model, config: the teacher; the config of the network that is taught. Static.
     """
-    augment_key, _ = jax.random.split(jax.random.fold_in(key, step))
-    images, _ = augment(augment_key, batch["image"], batch["label"], model.num_classes, config.augment)
+    images, _, _ = augmented(batch, step, key, model.num_classes, config)
     return model.apply(variables, images)[0]
 
 

@@ -28,6 +28,15 @@ def net():
     """A convolution block and an attention block with both orders of products."""
     return deployed(
         stages=(("conv", 8, 1), ("attention", 16, 1)), scales=("block2", "block1"), head_width=2, code="2x3/1",
+        attention_rates=REAL,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def net_of_several_steps():
+    """The same with queries and keys of two steps."""
+    return deployed(
+        stages=(("conv", 8, 0), ("attention", 16, 1)), scales=("block2", "block1"), head_width=2, code="2x3/1",
         qk_code="1x2", attention_rates=REAL,
     )  # fmt: skip
 
@@ -68,10 +77,18 @@ def test_matrix_products_of_the_spiking_execution_have_spikes_on_one_side(net):
     for product in audit(net).products:
         if product.operation in ("dot_general", "conv_general_dilated"):
             kinds["attention" if product.layer.endswith("attention/attention") else "weights"].add(product.kinds)
-    # A = q kᵀ (or kᵀ v) meets spikes alone, and what it counted meets the spikes of v (or q): up to 255 a level, above
-    # that a number without a name of its own.
-    assert kinds["attention"] == {("binary", "binary"), ("binary", "level"), ("binary", "real")}
+    # A = q kᵀ (or kᵀ v) meets spikes alone, and what it counted meets the spikes of v (or q).
+    assert kinds["attention"] == {("binary", "binary"), ("binary", "level")}
     assert kinds["weights"] == {("binary", "real")}
+
+
+def test_queries_and_keys_of_several_steps_meet_pair_by_pair_of_spikes(net_of_several_steps):
+    found = audit(net_of_several_steps)
+    assert found.check() is None and found.real_x_real == 0
+    products = [p for p in found.products if p.operation == "dot_general" and p.layer.endswith("attention/attention")]
+    # q(kᵀv) of 2 steps each: 2 products a step of v, whose first is traced by itself, and 2 of q; (q kᵀ)v: 2·2, then v.
+    assert [p.kinds for p in products].count(("binary", "binary")) >= 4
+    assert all("binary" in p.kinds for p in products)
 
 
 @pytest.mark.parametrize("execution", ["dense", "spiking"])

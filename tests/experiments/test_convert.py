@@ -71,6 +71,7 @@ def test_a_spiking_run_is_deployed_as_it_is(tmp_path, capsys):
         ("relu", ("--finetune-epochs", -1), "finetune_epochs is -1.0: it must be a number at least 0"),
         ("relu", ("--finetune-rate", 0), "finetune_rate is 0.0: it must be a number above 0"),
         ("relu", ("--certify", 0), "certify is 0"),
+        ("relu", ("--step", 3), "step: an ANN is converted from its best checkpoint"),
         ("lif", (), "run: its neurons are lif: expg ones are deployed, and an ANN of relu is converted"),
         ("expg", ("--codes", "2x2"), "codes: this run's neurons are expg ones of code 1x4: leave codes out"),
     ],
