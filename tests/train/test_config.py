@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ge2mst_jax.data import AugmentConfig, DecodeConfig
-from ge2mst_jax.train import TrainConfig, as_json, from_json
+from ge2mst_jax.models import model_fields
+from ge2mst_jax.train import TrainConfig, as_json, build_model, from_json
 from ge2mst_jax.train.config import BEFORE
 from ge2mst_jax.train.loop import check_config
 
@@ -148,3 +149,22 @@ def test_config_of_another_version_is_refused_by_the_fields_that_differ(tmp_path
     says = rf"config.json is not the config of a run of this version (unknown or absent: {names}): mend it, or"
     with pytest.raises(ValueError, match=re.escape(says)):
         check_config(tmp_path, TrainConfig())
+
+
+def test_runs_of_before_a_field_did_what_they_did():
+    """Networks of runs that say nothing of `qk_code` had binary queries and keys, and no teacher."""
+    fields = as_json(TrainConfig())
+    for name in ("qk_code", "distill_from", "distill_weight"):
+        del fields[name]
+    found = from_json(fields)
+    assert (found.qk_code, found.distill_from) == ("1x1", None)
+
+
+def test_every_field_of_the_network_reaches_it():
+    changes = dict(
+        code="2x3/1", qk_code="2x2", neuron="qcfs", input_code="direct", scales=("block2",), drop_path=0.2,
+        remat="nothing_saveable", dtype="bfloat16",
+    )  # fmt: skip
+    made = model_fields(build_model(TrainConfig(**changes), 7))
+    assert {name: made[name] for name in changes} == changes | {"scales": ["block2"]}
+    assert made["num_classes"] == 7
