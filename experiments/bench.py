@@ -37,6 +37,7 @@ from ge2mst_jax.nn import ATTENTION_RATES
 from ge2mst_jax.provenance import environment
 from ge2mst_jax.train import TrainConfig, set_up
 from ge2mst_jax.train.command import run_command
+from ge2mst_jax.train.sharding import batch_sharding, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,15 @@ class Bench:
     rounds: int = 9
     """Turns of each alternative."""
     only: tuple[
-        Literal["twin_against_relu", "training_over_time_steps", "attention", "deployed", "input_pipeline"], ...
+        Literal[
+            "twin_against_relu",
+            "training_over_time_steps",
+            "training_over_devices",
+            "attention",
+            "deployed",
+            "input_pipeline",
+        ],
+        ...,
     ] = ()
     """Measure these alone; all if none."""
     peer: bool = False
@@ -91,14 +100,15 @@ def random_batch(options: Bench):
 
 
 def training_step(options: Bench, **changes):
-    """The trainer's own compiled step, on one device, and a call of it on one batch."""
+    """The trainer's own compiled step, on one device unless told otherwise, and a call of it on one batch."""
     config = TrainConfig(
-        **dict(model=options.model, dtype="float32") | changes,
-        batch_size=options.batch_size, augment=AugmentConfig(), mesh_data=1,
+        **dict(model=options.model, dtype="float32", mesh_data=1) | changes,
+        batch_size=options.batch_size, augment=AugmentConfig(),
     )  # fmt: skip
     images, labels = random_batch(options)
     setup = set_up(config, images.shape[1:], 10, 2**16)
-    key, batch, states = jax.random.key(0), {"image": images, "label": labels}, [setup.init()]
+    key, states = jax.device_put(jax.random.key(0), replicated(setup.mesh)), [setup.init()]
+    batch = jax.device_put({"image": images, "label": labels}, batch_sharding(setup.mesh))
     compiled = setup.step.lower(setup.abstract_state, setup.abstract_batch(), key).compile()
 
     def run():
@@ -148,6 +158,22 @@ def training_over_time_steps(options: Bench) -> dict:
                 "seconds": seconds[steps], "bytes": temporary_bytes(compiled), "accessed": cost
             }  # fmt: skip
     return rows
+
+
+def training_over_devices(options: Bench) -> dict:
+    """The trainer's step of one network and batch on 1, 2, 4, ... of the devices that there are; the peer's if asked.
+
+    On a CPU `XLA_FLAGS=--xla_force_host_platform_device_count=8` before the command makes 8 devices of its cores.
+    """
+    counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count() and options.batch_size % n == 0]
+    steps = {str(n): training_step(options, mesh_data=n) for n in counts}
+    runs = {n: run for n, (_, run) in steps.items()}
+    seconds = medians(runs | ({"peer": peer_training(options.batch_size)} if options.peer else {}), options.rounds)
+    return {
+        "batch_size": options.batch_size,
+        "seconds_an_image": {name: s / options.batch_size for name, s in seconds.items()},
+        "bytes_a_device": {n: temporary_bytes(compiled) for n, (compiled, _) in steps.items()},
+    }
 
 
 #: Rates at which attention takes one order of its products or the other, whatever the shapes.
@@ -283,6 +309,16 @@ def steps_table(found: dict, rows: dict) -> Table:
     return table
 
 
+def devices_table(found: dict, made: dict) -> Table:
+    table = Table("devices", title=f"training {found['model']}, batch {made['batch_size']}, over devices")
+    for column in ("images/s", "ms an image", "MiB a device"):
+        table.add_column(column, justify="right")
+    for name, seconds in made["seconds_an_image"].items():
+        size = made["bytes_a_device"].get(name)
+        table.add_row(name, f"{1 / seconds:.1f}", f"{1e3 * seconds:.2f}", "" if size is None else f"{size / 2**20:.1f}")
+    return table
+
+
 def attention_table(found: dict, rows: dict) -> Table:
     table = Table("tokens", title="attention, 4 heads of width 32, thousand synops (milliseconds)")
     for column in ("groups", "GW-SSA", "SSA, q(kᵀv)", "SSA, (qkᵀ)v", "of the cheaper"):
@@ -323,6 +359,7 @@ def _milliseconds(row) -> str:
 MEASUREMENTS = {
     "twin_against_relu": (twin_against_relu, twin_table),
     "training_over_time_steps": (training_over_time_steps, steps_table),
+    "training_over_devices": (training_over_devices, devices_table),
     "attention": (attention, attention_table),
     "deployed": (deployed, deployed_table),
     "input_pipeline": (input_pipeline, pipeline_table),

@@ -5,9 +5,7 @@
 where the Debian package dataset-fashion-mnist puts its files; or `--data tfds:fashion_mnist --data-dir DIR` after
 `python experiments/prepare_data.py fashion_mnist --data-dir DIR`.
 
-Hardware: 2 CPU cores. Global batch 64; lr = 0.016 · batch/256, cosine to 1 %, 0.5 epochs of warm-up. On a CPU
-`XLA_FLAGS=--xla_force_host_platform_device_count=N` before the command makes N devices of it, which train half as fast
-again as one that uses N cores.
+Hardware: 2 CPU cores. Global batch 64; lr = 0.016 · batch/256, cosine to 1 %, 0.5 epochs of warm-up.
 Expected: about 25 minutes; the number is in docs/results.md.
 """
 

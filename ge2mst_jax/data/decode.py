@@ -64,7 +64,7 @@ class DecodeConfig:
     interpolation: str = "bilinear"
     """bilinear or bicubic."""
     randaugment: str = ""
-    """Training: RandAugment by Pillow, after crop and flip, such as rand-m9-mstd0.5-inc1; nothing if empty."""
+    """Training: RandAugment by Pillow, after crop and flip, such as rand-m9-mstd0.5-inc1; or none."""
 
     def __post_init__(self):
         check_whole("image_size", self.image_size, 1, 8192)
@@ -73,6 +73,8 @@ class DecodeConfig:
             check_flag(name, getattr(self, name))
         if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {shown(self.interpolation)}: it must be bilinear or bicubic")
+        if self.randaugment == "none":
+            object.__setattr__(self, "randaugment", "")  # as those who say nothing have it
         if self.randaugment != "":
             PillowRandAugment.parse(self.randaugment)
 

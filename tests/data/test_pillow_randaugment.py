@@ -73,6 +73,10 @@ def test_other_texts_are_refused(text, message):
     assert "\n" not in str(error.value)
 
 
+def test_none_is_what_those_have_who_say_nothing():
+    assert DecodeConfig(randaugment="none") == DecodeConfig()
+
+
 def test_operations_by_hand(image):
     """At strength 9: what timm's tables of levels give."""
 

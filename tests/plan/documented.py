@@ -171,10 +171,11 @@ def shares_table(rows: dict[str, dict], by: str = "kind", topology: str = "v5e:4
 def picture(rows: dict[str, dict]):
     """Cost of an image over devices: measured on virtual ones, and by the compiler on chips."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    measured = read_json(BENCH)["training_over_devices"]
+    found = read_json(BENCH)
+    measured = {n: 1e3 * s for n, s in found["training_over_devices"]["seconds_an_image"].items() if n.isdecimal()}
     counts = [int(count) for count in measured]
-    left.plot(counts, [1e3 * row["seconds_an_image"] for row in measured.values()], "o-", color="#2b7bba")
-    left.set(title="measured: ge2mst_nano, 32×32, virtual devices of 2 cores", xlabel="devices", ylabel="ms an image")
+    left.plot(counts, measured.values(), "o-")
+    left.set(title=f"measured: {found['model']}, virtual devices of 2 cores", xlabel="devices", ylabel="ms an image")
     scaled = [(w, rows[w.name]["plan"]) for w in WANTED if w == dataclasses.replace(Wanted(w.topology, w.batch))]
     weak = sorted((p["chips"], p) for w, p in scaled if w.batch == 128 * p["chips"])
     for label, seconds, style in (
