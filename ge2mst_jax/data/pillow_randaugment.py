@@ -62,7 +62,7 @@ class PillowRandAugment:
         if given is None or "magnitude" not in given or given.pop("increasing", None) != "1":
             raise ValueError(
                 f"randaugment is {shown(text)}: write it as rand-m9-mstd0.5-inc1 (m: strength 0 to 10, mstd: its "
-                f"deviation, n: operations, 1 to {MAX_LAYERS}, p: probability of each; inc1 is the one kind known), or none"
+                f"deviation, n: operations, 1 to {MAX_LAYERS}, p: probability of each; inc1 is all we know), or none"
             )
         return cls(**{field: int(n) if n.isdecimal() else float(n) for field, n in given.items()})
 
