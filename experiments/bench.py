@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 import os
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timing import medians, random_batch, temporary_bytes, training_step
 
 from ge2mst_jax import create_model
 from ge2mst_jax.checks import check_whole, one_line
@@ -35,9 +35,8 @@ from ge2mst_jax.files import write_whole
 from ge2mst_jax.grouping import attention_synops, gw_attention
 from ge2mst_jax.nn import ATTENTION_RATES
 from ge2mst_jax.provenance import environment
-from ge2mst_jax.train import TrainConfig, set_up
+from ge2mst_jax.train import TrainConfig
 from ge2mst_jax.train.command import run_command
-from ge2mst_jax.train.sharding import batch_sharding, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,53 +78,22 @@ class Bench:
         check_whole("rounds", self.rounds, 1, 10**6)
 
 
-def medians(alternatives: dict, rounds: int) -> dict[str, float]:
-    """Seconds of each alternative, the median over turns that alternate; the first call of each is not counted."""
-    for run in alternatives.values():
-        jax.block_until_ready(run())
-    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    for _ in range(rounds):
-        for name, run in alternatives.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: float(np.median(turns)) for name, turns in seconds.items()}
-
-
-def random_batch(options: Bench):
-    random = np.random.default_rng(0)
-    shape = (options.batch_size, options.image_size, options.image_size, 3)
-    images = random.integers(0, 256, shape, np.uint8)
-    return jnp.asarray(images), jnp.asarray(random.integers(0, 10, shape[0], np.int32))
-
-
-def training_step(options: Bench, **changes):
+def step_of(options: Bench, **changes):
     """The trainer's own compiled step, on one device unless told otherwise, and a call of it on one batch."""
     config = TrainConfig(
         **dict(model=options.model, dtype="float32", mesh_data=1) | changes,
         batch_size=options.batch_size, augment=AugmentConfig(),
     )  # fmt: skip
-    images, labels = random_batch(options)
-    setup = set_up(config, images.shape[1:], 10, 2**16)
-    key, states = jax.device_put(jax.random.key(0), replicated(setup.mesh)), [setup.init()]
-    batch = jax.device_put({"image": images, "label": labels}, batch_sharding(setup.mesh))
-    compiled = setup.step.lower(setup.abstract_state, setup.abstract_batch(), key).compile()
-
-    def run():
-        state, metrics = compiled(states.pop(), batch, key)  # which donates the state
-        states.append(state)
-        return metrics
-
-    return compiled, run
+    return training_step(config, image_shape(options))
 
 
-def temporary_bytes(compiled) -> int:
-    return compiled.memory_analysis().temp_size_in_bytes
+def image_shape(options: Bench) -> tuple[int, int, int]:
+    return (options.image_size, options.image_size, 3)
 
 
 def twin_against_relu(options: Bench) -> dict:
     """The trainer's step of one network, only the neuron differs; the peer's beside it if asked for."""
-    steps = {neuron: training_step(options, neuron=neuron) for neuron in ("relu", "expg")}
+    steps = {neuron: step_of(options, neuron=neuron) for neuron in ("relu", "expg")}
     runs = {neuron: run for neuron, (_, run) in steps.items()}
     if options.peer:
         runs["peer"] = peer_training(options.batch_size)
@@ -148,9 +116,7 @@ def training_over_time_steps(options: Bench) -> dict:
         codes = {1: "1x1", 2: "1x2"}
     rows = {str(steps): {} for steps in codes}
     for neuron in ("expg", "lif"):  # one after the other: LIF's gigabytes drive out whatever takes turns with them
-        made = {
-            str(steps): training_step(nano, neuron=neuron, code=code, qk_code="1x1") for steps, code in codes.items()
-        }
+        made = {str(steps): step_of(nano, neuron=neuron, code=code, qk_code="1x1") for steps, code in codes.items()}
         seconds = medians({steps: run for steps, (_, run) in made.items()}, options.rounds)
         for steps, (compiled, _) in made.items():
             cost = compiled.cost_analysis()["bytes accessed"]
@@ -166,7 +132,7 @@ def training_over_devices(options: Bench) -> dict:
     On a CPU `XLA_FLAGS=--xla_force_host_platform_device_count=8` before the command makes 8 devices of its cores.
     """
     counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count() and options.batch_size % n == 0]
-    steps = {str(n): training_step(options, mesh_data=n) for n in counts}
+    steps = {str(n): step_of(options, mesh_data=n) for n in counts}
     runs = {n: run for n, (_, run) in steps.items()}
     seconds = medians(runs | ({"peer": peer_training(options.batch_size)} if options.peer else {}), options.rounds)
     return {
@@ -216,7 +182,7 @@ def deployed(options: Bench) -> dict:
     Beside them the ANN of its shape (ReLU, BatchNorm of the averages, which XLA fuses into the convolutions' epilogue),
     the training network's own forward pass and, if asked for, the peer.
     """
-    images, _ = random_batch(options)
+    images, _ = random_batch(options.batch_size, image_shape(options))
     made = {neuron: create_model(options.model, neuron=neuron, capture="none") for neuron in ("relu", "expg")}
     variables = {neuron: jax.jit(model.init)(jax.random.key(0), images) for neuron, model in made.items()}
     calls = {

@@ -216,12 +216,17 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(steps)
 
 
+class InUse(ValueError):
+    """Another process holds a run's folder."""
+
+
 @contextlib.contextmanager
 def exclusive(run_dir: Path):
     """Holds a run's folder; a second run in it is refused. Yields a function that checks that it is still there.
 
     Raises:
-        ValueError: another process holds it, it cannot be written, or it was removed or replaced meanwhile.
+        InUse: another process holds it.
+        ValueError: it cannot be written, or it was removed or replaced meanwhile.
     """
     run_dir = Path(run_dir)
     if jax.process_index() != 0:
@@ -233,9 +238,7 @@ def exclusive(run_dir: Path):
             lock = held.enter_context(open(run_dir / ".lock", "a"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"another run is writing to {one_line(run_dir)}: give this one a folder of its own"
-            ) from None
+            raise InUse(f"another run is writing to {one_line(run_dir)}: give this one a folder of its own") from None
         except OSError as error:
             raise ValueError(
                 f"the run's folder {one_line(run_dir)} cannot be written: {reason(error)}; give another folder"

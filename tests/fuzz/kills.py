@@ -24,10 +24,10 @@ from pathlib import Path
 
 import fixtures
 import numpy as np
-from pages import hardware, markdown, write_section
 from rich.console import Console
 from rich.progress import track
 
+from ge2mst_jax.report.sections import hardware, markdown, write_section
 from ge2mst_jax.train import TrainConfig
 from ge2mst_jax.train.command import run_command
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import judge
 from corpus import Case, read_corpus
-from pages import hardware, markdown, write_section
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from ge2mst_jax.report.sections import hardware, markdown, write_section
 from ge2mst_jax.train.command import run_command
 
 HERE = Path(__file__).parent

@@ -17,9 +17,8 @@ from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE.parent / "fuzz"), str(ROOT / "experiments")]
+sys.path.insert(0, str(ROOT / "experiments"))
 
-from pages import markdown, write_section  # noqa: E402
 from train import load_config  # noqa: E402
 
 from ge2mst_jax.checks import one_line  # noqa: E402
@@ -27,6 +26,7 @@ from ge2mst_jax.files import read_json, write_whole  # noqa: E402
 from ge2mst_jax.plan import OutOfMemory, Plan, make_anchor, make_plan, open_topology, shape_of  # noqa: E402
 from ge2mst_jax.plan.sweep import tools  # noqa: E402
 from ge2mst_jax.provenance import commit, digest_of_code  # noqa: E402
+from ge2mst_jax.report.sections import markdown, write_section  # noqa: E402
 from ge2mst_jax.train.command import run_command  # noqa: E402
 
 ROWS, PAGE, PICTURE = (ROOT / "docs" / name for name in ("results/plans.json", "performance.md", "cost.png"))

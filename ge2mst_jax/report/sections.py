@@ -1,4 +1,4 @@
-"""Tables that commands write into their sections of a page."""
+"""Tables in Markdown, and the sections of a page that commands write."""
 
 import os
 from pathlib import Path

@@ -1,0 +1,51 @@
+"""What a compiled training step costs: its memory, and its time in turns with others."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ge2mst_jax.train import set_up
+from ge2mst_jax.train.sharding import batch_sharding, replicated
+
+
+def medians(alternatives: dict, rounds: int) -> dict[str, float]:
+    """Seconds of each alternative, the median over turns that alternate; the first call of each is not counted."""
+    for run in alternatives.values():
+        jax.block_until_ready(run())
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    for _ in range(rounds):
+        for name, run in alternatives.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(turns)) for name, turns in seconds.items()}
+
+
+def random_batch(batch_size: int, image_shape, classes: int = 10):
+    """Images and labels."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (batch_size, *image_shape), np.uint8)
+    return jnp.asarray(images), jnp.asarray(random.integers(0, classes, batch_size, np.int32))
+
+
+def training_step(config, image_shape, classes: int = 10):
+    """The trainer's own compiled step, and a call of it on one batch."""
+    images, labels = random_batch(config.batch_size, image_shape, classes)
+    setup = set_up(config, image_shape, classes, 2**16)
+    key, states = jax.device_put(jax.random.key(0), replicated(setup.mesh)), [setup.init()]
+    batch = jax.device_put({"image": images, "label": labels}, batch_sharding(setup.mesh))
+    compiled = setup.step.lower(setup.abstract_state, setup.abstract_batch(), key).compile()
+
+    def run():
+        state, metrics = compiled(states.pop(), batch, key)  # which donates the state
+        states.append(state)
+        return metrics
+
+    return compiled, run
+
+
+def temporary_bytes(compiled) -> int:
+    """Of its temporary arrays, as the compiler says."""
+    return compiled.memory_analysis().temp_size_in_bytes
