@@ -138,6 +138,11 @@ def plans_table(rows: dict[str, dict]) -> str:
     return f"{markdown(header, lines)}\n\nCommit {commits}; the compiler's estimates, none measured on a chip."
 
 
+def section(rows: dict[str, dict]) -> str:
+    """What the page has."""
+    return f"{plans_table(rows)}\n\n{shares_table(rows)}"
+
+
 def cells(plan: Plan) -> list[str]:
     """What the page says of a plan."""
     links = plan.collective_seconds / plan.seconds
@@ -200,7 +205,7 @@ def main(options: Options) -> None:
     if not options.write_only:
         make_all(options.only, console)
     rows = kept_rows()
-    write_section(PAGE, "plans", f"{plans_table(rows)}\n\n{shares_table(rows)}")
+    write_section(PAGE, "plans", section(rows))
     if BENCH.exists():
         partial = PICTURE.with_name(f".{PICTURE.name}")
         picture(rows).savefig(partial, format="png", dpi=144)
