@@ -27,7 +27,7 @@ from ge2mst_jax.nn import (
     Wire,
     refuse_others,
 )
-from ge2mst_jax.spiking import SpikeCode
+from ge2mst_jax.spiking import LIFSettings, SpikeCode
 
 #: What a block's backward pass computes anew: nothing; all but what the named policy of `jax.checkpoint` saves.
 REMAT = ("none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
@@ -129,6 +129,8 @@ class Ge2mST(nn.Module):
         attention_rates: expected spikes a neuron and image of `q`, `k`, `v`: the order of attention's products, and so
             its cost, follows from them; `deploy` measures them where it has images.
         qk_code: temporal grouping of the neurons of `q` and `k`; `"1x1"` is binary.
+        lif: what `lif`, `plif` and `if` neurons are set to; the others have no use for it.
+        rate_steps: of a `qcfs` network that is run rate-coded; `ge2mst_jax.convert.rate_coded` sets it.
 
     Call: `(images [B, H, W, C], train=False)`, float in [0, 1] or uint8. Returns `(logits [B, num_classes], aux)`;
     `aux` maps layer names to their records, in the order of the network.
@@ -158,6 +160,8 @@ class Ge2mST(nn.Module):
     backend: str | None = None
     attention_rates: tuple[float, float, float] = ATTENTION_RATES
     qk_code: SpikeCode = QK_CODE
+    lif: LIFSettings = LIFSettings()
+    rate_steps: int = 0
 
     def __post_init__(self):
         check_fields(self)
@@ -165,8 +169,8 @@ class Ge2mST(nn.Module):
 
     @property
     def num_steps(self) -> int:
-        """`T` of a network that sends levels: of the longest spike train."""
-        return max(self.code.num_steps, self.qk_code.num_steps)
+        """`T`: of the longest spike train of a network that sends levels, or of one that is rate-coded."""
+        return self.rate_steps or max(self.code.num_steps, self.qk_code.num_steps)
 
     @property
     def wire(self) -> Wire:
@@ -174,7 +178,7 @@ class Ge2mST(nn.Module):
         arithmetic = Arithmetic(self.current_bits, self.backend)
         return Wire(
             self.code, self.neuron, self.execution, self.capture, self.dtype, arithmetic, self.attention_rates,
-            self.qk_code,
+            self.qk_code, self.lif, self.rate_steps,
         )  # fmt: skip
 
     @nn.compact

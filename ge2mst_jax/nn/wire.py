@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ge2mst_jax.checks import check_choice, shown
+from ge2mst_jax.checks import check_choice, check_whole, shown
 from ge2mst_jax.grouping import check_rates
 from ge2mst_jax.nn.planes import Arithmetic
-from ge2mst_jax.spiking import SpikeCode, expg_charge
+from ge2mst_jax.spiking import LIFSettings, SpikeCode, expg_charge
 
 #: Spikes a neuron and image of `q`, `k`, `v`, as `ge2mst_nano` fires on the digits (docs/results.md).
 ATTENTION_RATES = (0.44, 0.40, 0.63)
@@ -25,8 +25,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 #: name: what it is. The first three send levels in one pass, the last three fire at every step.
 NEURONS = {
     "expg": "ExpG-IF: grouped exponential code, one-pass twin, lossless",
-    "qcfs": "QCFS: rate code in one pass, the activation of ANN-SNN conversion",
-    "sfa": "spike-firing approximation: rate code in one pass, fixed threshold",
+    "qcfs": "QCFS: the activation of ANN-SNN conversion in one pass; run as integrate-and-fire it is rate-coded, lossy",
+    "sfa": "spike-firing approximation: rate code in one pass, fixed threshold, lossless",
     "relu": "the ANN reference",
     "if": "integrate-and-fire, STBP",
     "lif": "leaky integrate-and-fire, STBP",
@@ -49,9 +49,12 @@ class Wire:
         arithmetic: of a deployed network.
         attention_rates: expected spikes of the neurons of `q`, `k`, `v`, by which attention orders its products.
         qk_code: of the neurons of `q` and `k`.
+        lif: what `lif`, `plif` and `if` neurons are set to.
+        rate_steps: `T` of a `qcfs` network that is run as integrate-and-fire, see `convert.rate_coded`; 0: as its twin.
 
     Raises:
-        ValueError: a code that is none, an unknown neuron, execution, capture or dtype, rates that are none.
+        ValueError: a code that is none, an unknown neuron, execution, capture or dtype, rates or settings that are
+            none, `rate_steps` of another network than one that can be rate-coded.
 
     >>> Wire(SpikeCode.parse("2x2")).execution
     'training'
@@ -65,6 +68,8 @@ class Wire:
     arithmetic: Arithmetic = dataclasses.field(default_factory=Arithmetic)
     attention_rates: tuple[float, float, float] = ATTENTION_RATES
     qk_code: SpikeCode = QK_CODE
+    lif: LIFSettings = dataclasses.field(default_factory=LIFSettings)
+    rate_steps: int = 0
 
     def __post_init__(self):
         for name in ("code", "qk_code"):
@@ -75,6 +80,20 @@ class Wire:
         check_choice("capture", self.capture, CAPTURES)
         check_dtype(self.dtype)
         check_rates(self.attention_rates)
+        if not isinstance(self.lif, LIFSettings):
+            raise ValueError(f"lif is {shown(self.lif)}: it must be LIFSettings, such as LIFSettings(tau=4.0)")
+        if check_whole("rate_steps", self.rate_steps, 0, 255):
+            self._check_rate_coded()
+
+    def _check_rate_coded(self):
+        if self.neuron != "qcfs" or self.execution != "training":
+            raise ValueError(
+                f"rate_steps: only qcfs neurons under execution 'training' can be rate-coded, not {self.neuron} under "
+                f"{self.execution!r}"
+            )
+        for code in (self.code, self.qk_code):
+            if code.has_gaps:
+                raise ValueError(f"rate_steps: code {code} has no level for every rate: train with one without a cap")
 
 
 def check_dtype(dtype) -> None:
@@ -97,7 +116,7 @@ class Signal:
     """What a neuron layer sends: levels, or a spike train, with its code and threshold.
 
     `form` says which: `"levels"` `[B, ...]`; `"train"` `[T, B, ...]`, whose receiver adds up the whole train
-    before it fires (layer-synchronous); `"steps"` `[T, B, ...]`, whose receiver fires at every step (STBP).
+    before it fires (layer-synchronous); `"steps"` `[T, B, ...]`, whose receiver fires at every step (STBP, rate codes).
 
     Models never ask which: they hand `integrate` a linear map.
 
@@ -110,11 +129,12 @@ class Signal:
     """
 
     data: jax.Array
-    threshold: jax.Array | None  # the value of one level; None once folded into what follows
+    threshold: jax.Array | None  # the value of one level (of a spike: `worth` of them); None once folded into the rest
     code: SpikeCode | None = struct.field(pytree_node=False)  # None: real numbers (the ANN reference)
     form: str = struct.field(pytree_node=False)
     source: str = struct.field(pytree_node=False)  # the neuron layer that sent it
     kept: jax.Array | None = None  # levels as a backward pass keeps them; see `spiking.expg_twin_kept`
+    worth: int = struct.field(pytree_node=False, default=1)  # levels that a spike stands for, where it is rate-coded
 
     def integrate(self, linear_map, rest=None):
         """Applies a linear map `[N, ...] -> [N, ...]`: once to levels, step by step to spikes.

@@ -10,6 +10,7 @@ from ge2mst_jax.data.decode import DecodeConfig
 from ge2mst_jax.data.source import ON_CORRUPT
 from ge2mst_jax.models import REMAT
 from ge2mst_jax.nn import NEURONS
+from ge2mst_jax.spiking import LIFSettings
 
 DTYPES = ("float32", "bfloat16")
 
@@ -32,7 +33,7 @@ _NUMBERS = dict(
 #: Fields of another kind: what they must be.
 _KINDS = dict(
     data=str, data_dir=Path, decode=DecodeConfig, augment=AugmentConfig, model=str, code=str, qk_code=str,
-    input_code=str, scales=tuple, init_from=Path, distill_from=Path, profile=bool, coordinator=str,
+    input_code=str, lif=LIFSettings, scales=tuple, init_from=Path, distill_from=Path, profile=bool, coordinator=str,
 )  # fmt: skip
 #: Fields that may be `None`.
 _OPTIONAL = tuple("data_dir steps spike_budget init_from distill_from coordinator num_processes process_id".split())
@@ -67,6 +68,8 @@ class TrainConfig:
     """Temporal grouping of the neurons of attention's queries and keys; 1x1 is binary."""
     neuron: str = "expg"
     """Kind of every neuron."""
+    lif: LIFSettings = dataclasses.field(default_factory=LIFSettings)
+    """What lif, plif and if neurons are set to."""
     input_code: str = "1x8"
     """How the image is presented: 1x8 (bit planes) or direct (one multiply-accumulate pass)."""
     scales: tuple[str, ...] = ()
@@ -218,7 +221,10 @@ def as_json(config: TrainConfig) -> dict:
 
 
 #: Fields that runs of earlier versions do not have, and what those did.
-BEFORE = {"qk_code": "1x1", "distill_from": None, "distill_weight": 0.5}
+BEFORE = {
+    "qk_code": "1x1", "distill_from": None, "distill_weight": 0.5,
+    "lif": {"tau": 2.0, "threshold": 1.0, "reset": "soft", "surrogate": "triangle", "width": 1.0},
+}  # fmt: skip
 
 
 def from_json(fields: dict) -> TrainConfig:
@@ -233,10 +239,10 @@ def from_json(fields: dict) -> TrainConfig:
     """
     fields = BEFORE | fields if isinstance(fields, dict) else fields
     _check_fields("the run's config", fields, TrainConfig)
-    _check_fields("the run's augment", fields["augment"], AugmentConfig)
-    _check_fields("the run's decode", fields["decode"], DecodeConfig)
-    parts = {"augment": AugmentConfig(**fields["augment"]), "decode": DecodeConfig(**fields["decode"])}
-    return TrainConfig(**fields | parts)
+    parts = {"augment": AugmentConfig, "decode": DecodeConfig, "lif": LIFSettings}
+    for name, kind in parts.items():
+        _check_fields(f"the run's {name}", fields[name], kind)
+    return TrainConfig(**fields | {name: kind(**fields[name]) for name, kind in parts.items()})
 
 
 def _check_fields(what: str, fields, kind) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ge2mst_jax.data import AugmentConfig, DecodeConfig
 from ge2mst_jax.models import model_fields
+from ge2mst_jax.spiking import LIFSettings
 from ge2mst_jax.train import TrainConfig, as_json, build_model, from_json
 from ge2mst_jax.train.config import BEFORE
 from ge2mst_jax.train.loop import check_config
@@ -89,7 +90,8 @@ def test_more_steps_than_can_be_counted_are_refused():
 def test_json_keeps_everything():
     config = TrainConfig(
         data="folder:x", data_dir=Path("d"), decode=DecodeConfig(image_size=96), init_from=Path("runs/a"),
-        augment=AugmentConfig(mixup=0.2, erasing=0.25), scales=("block2", "grid2"), spike_budget=0.3, steps=7,
+        augment=AugmentConfig(mixup=0.2, erasing=0.25), lif=LIFSettings(tau=3.0, reset="soft"),
+        scales=("block2", "grid2"), spike_budget=0.3, steps=7,
     )  # fmt: skip
     assert from_json(json.loads(json.dumps(as_json(config)))) == config
 
@@ -111,7 +113,7 @@ def test_config_with_a_field_missing_or_of_another_kind_is_refused_by_name(name,
     fields = as_json(TrainConfig())
     if value == "absent" and name in BEFORE:
         del fields[name]
-        assert getattr(from_json(fields), name) == BEFORE[name]  # as runs of before this field were
+        assert as_json(from_json(fields))[name] == BEFORE[name]  # as runs of before this field were
         return
     if value == "absent":
         del fields[name]
@@ -123,7 +125,7 @@ def test_config_with_a_field_missing_or_of_another_kind_is_refused_by_name(name,
         from_json(fields)
 
 
-@pytest.mark.parametrize("part", ["augment", "decode"])
+@pytest.mark.parametrize("part", ["augment", "decode", "lif"])
 @pytest.mark.parametrize("value", [None, [], {}, {"colour": 1}])
 def test_part_of_a_config_with_other_fields_is_refused(part, value):
     with pytest.raises(ValueError, match=f"the run's {part} (is|has|lacks)"):
@@ -152,19 +154,21 @@ def test_config_of_another_version_is_refused_by_the_fields_that_differ(tmp_path
 
 
 def test_runs_of_before_a_field_did_what_they_did():
-    """Networks of runs that say nothing of `qk_code` had binary queries and keys, and no teacher."""
+    """Runs that say nothing of `qk_code` had binary queries and keys; none had a teacher, LIF neurons one setting."""
     fields = as_json(TrainConfig())
-    for name in ("qk_code", "distill_from", "distill_weight"):
+    for name in BEFORE:
         del fields[name]
     found = from_json(fields)
     assert (found.qk_code, found.distill_from) == ("1x1", None)
+    assert found.lif == LIFSettings(tau=2.0, threshold=1.0, reset="soft", surrogate="triangle", width=1.0)
 
 
 def test_every_field_of_the_network_reaches_it():
     changes = dict(
         code="2x3/1", qk_code="2x2", neuron="qcfs", input_code="direct", scales=("block2",), drop_path=0.2,
-        remat="nothing_saveable", dtype="bfloat16",
+        remat="nothing_saveable", dtype="bfloat16", lif=LIFSettings(tau=3.0, reset="soft"),
     )  # fmt: skip
     made = model_fields(build_model(TrainConfig(**changes), 7))
-    assert {name: made[name] for name in changes} == changes | {"scales": ["block2"]}
+    expected = changes | {"scales": ["block2"], "lif": dataclasses.asdict(changes["lif"])}
+    assert {name: made[name] for name in changes} == expected
     assert made["num_classes"] == 7
