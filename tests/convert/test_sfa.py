@@ -7,7 +7,7 @@ from edits import neuron_records
 from flax import traverse_util
 from tiny_networks import random_images, random_variables, tiny_model
 
-from ge2mst_jax.convert import certify, deploy, fold, load_net, save_net
+from ge2mst_jax.convert import certify, deploy, deployed_shapes, fold, load_net, save_net
 from ge2mst_jax.energy import CONVENTIONS, SpikeCounter, audit, energy
 
 SHAPE = (4, 4, 2)
@@ -42,6 +42,11 @@ def test_both_executions_are_equal_the_reference_and_what_was_trained(net):
     assert made.drift.share <= 0.005
     for name, record in neuron_records(net(IMAGES, capture="levels")[1]).items():
         assert 0.02 < np.mean(np.asarray(record.levels) > 0) < 0.98 or name == "stem/image", name
+
+
+def test_shapes_are_known_without_a_network(trained, net):
+    shapes = jax.tree.map(lambda leaf: leaf.shape, deployed_shapes(trained[0], SHAPE))
+    assert shapes == jax.tree.map(np.shape, net.params)
 
 
 def test_costs_are_counted_and_every_product_audited(net):
