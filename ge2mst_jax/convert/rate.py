@@ -13,10 +13,16 @@ def rate_coded(model, steps: int):
     residual sums work step by step; logits are means over the steps. `T` need not be `L`.
 
     Where a current is the same at every step, as the first layer's is, `T = L` steps fire the twin's level exactly.
-    Elsewhere this is lossy, and the error is that of rate codes themselves: currents that arrive unevenly fire too many
-    or too few spikes (a membrane that ends outside of `[0, λ)` holds what was not sent), a rate has `T + 1` values, and
-    attention multiplies at each step, where the mean of products is not the product of means: it does not go away with
-    more steps unless trains of `q`, `k` and `v` are independent in time. `deploy` takes `expg` and `sfa` without loss.
+    Elsewhere this is lossy, as rate codes are:
+
+    - currents that arrive unevenly fire too many or too few spikes: a membrane that ends outside of `[0, λ)` holds what
+      was not sent. This error falls with `T`;
+    - a rate has `T + 1` values where the twin has `L + 1`: many steps come near to `clip(x, 0, λ)`, not to the levels
+      that it was rounded to in training;
+    - attention multiplies the spikes of a step, and the mean of products is not the product of means: that stays,
+      whatever `T`, where the trains of `q`, `k` and `v` are not independent in time.
+
+    `deploy` takes networks of `LOSSLESS` neurons without any of it.
 
     Args:
         model: from `create_model`, with `neuron="qcfs"` and codes without gaps.

@@ -269,17 +269,17 @@ def test_both_executions_cost_the_same_synops(deployed):
     assert dense.neurons == spiking.neurons
 
 
-def test_neurons_that_fire_at_every_step_are_counted_step_by_step():
-    model = tiny_model(
-        "2x1", neuron="lif", stages=(("attention", 16, 1),), scales=("block2", "grid4"), capture="levels"
-    )
+@pytest.mark.parametrize(("fields", "steps"), [({"neuron": "lif"}, 2), ({"neuron": "qcfs", "rate_steps": 3}, 3)])
+def test_neurons_that_fire_at_every_step_are_counted_step_by_step(fields, steps):
+    fields |= dict(stages=(("attention", 16, 1),), scales=("block2", "grid4"), capture="levels")
+    model = tiny_model("2x1", **fields)
     scales = (Scale("block", 2), Scale("grid", 4))  # 4 tokens of width 8: queries first, as of equal rates
     variables, images = random_variables(model, (4, 4, 2)), random_images(3, (4, 4, 2))
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     _, aux = jax.jit(model.apply, compiler_options=options)(variables, images)
     pixels = np.moveaxis(np.unpackbits(images[..., None], axis=-1), -1, 0)
     trains = {name: np.asarray(r.train) for name, r in aux.items() if isinstance(r, NeuronRecord) and r.parts}
-    assert {name: (len(t), t.any()) for name, t in trains.items()} == dict.fromkeys(trains, (2, True))
+    assert {name: (len(t), t.any()) for name, t in trains.items()} == dict.fromkeys(trains, (steps, True))
     assert synops_of(count(aux)) == brute_synops(aux, trains | {"stem/image": pixels}, scales, 8, steps=True)
     record = aux["stage_0/block_0/attention/attention"]
     images_of = [{name: train[:, i : i + 1] for name, train in trains.items()} for i in range(3)]
