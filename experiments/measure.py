@@ -6,15 +6,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 from timing import medians, temporary_bytes, training_step
 
-from ge2mst_jax.convert import certify, deploy, rate_coded
+from ge2mst_jax.convert import LOSSLESS, certify, deploy, rate_coded
 from ge2mst_jax.convert.deploy import forward
-from ge2mst_jax.data import BatchPlan, eval_batches
-from ge2mst_jax.energy import CONVENTIONS, SpikeCounter, energy
+from ge2mst_jax.data import BatchPlan
+from ge2mst_jax.energy import CONVENTIONS, energy
 from ge2mst_jax.nn import NeuronRecord
 from ge2mst_jax.report import differing
-from ge2mst_jax.train.deployed import first_images
+from ge2mst_jax.train.deployed import count_over, first_images
 from ge2mst_jax.train.metrics import read_metrics
 
 #: Neurons that fire at every step, as they were trained.
@@ -41,24 +42,6 @@ def cost(config, image_shape, classes: int, rounds: int = 5) -> dict:
     }
 
 
-def over(call, source, plan: BatchPlan, limit: int | None = None) -> tuple[float, SpikeCounter, dict]:
-    """Accuracy and counts of a forward pass, `images -> (logits, aux)`, on a split's first images, all if no limit.
-
-    Returns:
-        `(accuracy, counter, aux of the last batch)`.
-    """
-    right, counter, left, aux = 0, SpikeCounter(), limit, {}
-    for batch in eval_batches(source, plan):
-        seen = np.flatnonzero(batch["mask"])[:left]
-        logits, aux = call(jnp.asarray(batch["image"]))
-        right += int((np.argmax(jax.device_get(logits), -1) == batch["label"])[seen].sum())
-        counter.add(aux, seen)
-        left = None if left is None else left - len(seen)
-        if left == 0:
-            break
-    return right / counter.images, counter, aux
-
-
 def depth(aux) -> int:
     """Neuron layers that a spike passes from the image to the logits, along the longest way."""
 
@@ -73,48 +56,65 @@ def depth(aux) -> int:
     return max(layers_to(name) for name in aux)
 
 
-def execution(call, steps: int, timed: bool, source, plan, limit=None) -> dict:
-    """One way to run a network: accuracy, spikes, energy of an image, and the steps from image to logits.
+class Runner:
+    """Runs networks over a test split.
 
     Args:
-        call: the forward pass.
-        steps: `T`, 0 of real numbers.
-        timed: whether layers fire at every step, and not one after the other.
-        source, plan, limit: as of `over`.
+        test: from `open_source`.
+        plan: of its batches.
+        classes: of its images.
+        console: for the bars.
     """
-    accuracy, counter, aux = over(call, source, plan, limit)
-    return {
-        "steps": steps,
-        "latency": steps if timed else steps * depth(aux),
-        "accuracy": accuracy,
-        "images": counter.images,
-        "spikes_per_neuron": counter.spikes_per_neuron,
-        "energy_mj": {name: energy(counter, c, max(steps, 1))["total_mj"] for name, c in CONVENTIONS.items()},
-    }
+
+    def __init__(self, test, plan: BatchPlan, classes: int, console: Console):
+        self.test, self.plan, self.classes, self.console = test, plan, classes, console
+
+    def counted(self, network, title: str, limit: int | None = None):
+        """`(accuracy, SpikeCounter)` of a network, from images to `(logits, aux)`."""
+        confusion, counter, _ = count_over(network, self.classes, self.test, self.plan, title, limit, self.console)
+        return float(np.trace(confusion) / confusion.sum()), counter
+
+    def executed(self, network, steps: int, timed: bool, limit: int | None = None) -> dict:
+        """One way to run a network: accuracy, spikes, energy of an image, and the steps from image to logits.
+
+        Args:
+            network: from images to `(logits, aux)`.
+            steps: `T`, 0 of real numbers.
+            timed: whether layers fire at every step, and not one after the other.
+            limit: the first so many images alone.
+        """
+        accuracy, counter = self.counted(network, f"test, {steps or 'real'}", limit)
+        image = jax.ShapeDtypeStruct((1, *self.plan.shape(self.test)), jnp.uint8)
+        layers = 1 if timed else depth(jax.eval_shape(network, image)[1])
+        return {
+            "steps": steps,
+            "latency": steps * layers,
+            "accuracy": accuracy,
+            "images": counter.images,
+            "spikes_per_neuron": counter.spikes_per_neuron,
+            "energy_mj": {name: energy(counter, c, max(steps, 1))["total_mj"] for name, c in CONVENTIONS.items()},
+        }
 
 
-def executions(config, model, variables, image_shape, train, test) -> dict:
-    """How a trained network runs, by its neuron: `{"executed": [...]}`, and the certificate where it has one."""
+def executions(config, model, variables, image_shape, train, test, console) -> dict:
+    """How a trained network runs, by its neuron: `{"executed": [...]}`, and its certificate where it has one."""
     plan = BatchPlan(BATCH, decode=config.decode)
-
-    def trained(network):
-        return functools.partial(forward, network, variables)
-
-    if config.neuron in ("expg", "sfa"):
+    runner = Runner(test, plan, model.num_classes, console)
+    if config.neuron in LOSSLESS:
         net = deploy(model, variables, image_shape, first_images(train, plan, CALIBRATED))
-        certificate = certify(net, *first_images(test, plan, CERTIFIED), BATCH).as_dict()
-        dense, _, _ = over(functools.partial(net, execution="dense"), test, plan)
-        spiking = execution(functools.partial(net, execution="spiking"), net.model.num_steps, False, test, plan)
-        about = {"images": CERTIFIED, "differing": differing(certificate), "drift": certificate["drift"]["share"]}
+        made = certify(net, *first_images(test, plan, CERTIFIED), BATCH).as_dict()
+        dense, _ = runner.counted(functools.partial(net, execution="dense"), "test, dense")
+        about = {"images": CERTIFIED, "differing": differing(made), "drift": made["drift"]["share"]}
+        spiking = runner.executed(functools.partial(net, execution="spiking"), net.model.num_steps, False)
         return {"executed": [spiking], "dense": dense, "certificate": about}
+    variables = jax.device_put(variables)
     if config.neuron == "qcfs":
-        ann = execution(trained(model), 0, False, test, plan, RATE_IMAGES)
-        runs = [
-            execution(trained(rate_coded(model, steps)), steps, True, test, plan, RATE_IMAGES) for steps in RATE_STEPS
-        ]
-        return {"executed": runs, "dense": ann["accuracy"]}
-    steps = model.num_steps if config.neuron in TIMED else 0
-    return {"executed": [execution(trained(model), steps, config.neuron in TIMED, test, plan)]}
+        ann, _ = runner.counted(functools.partial(forward, model, variables), "test, as trained", RATE_IMAGES)
+        rated = [functools.partial(forward, rate_coded(model, steps), variables) for steps in RATE_STEPS]
+        runs = [runner.executed(*made, True, RATE_IMAGES) for made in zip(rated, RATE_STEPS, strict=True)]
+        return {"executed": runs, "dense": ann}
+    timed = config.neuron in TIMED
+    return {"executed": [runner.executed(functools.partial(forward, model, variables), timed * model.num_steps, timed)]}
 
 
 def history(run_dir, points: int = 20) -> list[dict]:

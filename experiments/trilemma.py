@@ -141,7 +141,7 @@ class Sitting:
             trained = self.trained(config, folder)
             variables = jax.device_get(trained.state.ema)
             found = {"accuracy": trained.evaluation["accuracy"], "history": history(folder)}
-            found |= executions(config, trained.setup.model, variables, shape, source, test)
+            found |= executions(config, trained.setup.model, variables, shape, source, test, self.console)
         return found | {"cost": cost(config, shape, classes)}
 
     def trained(self, config, folder: Path):
