@@ -2,9 +2,9 @@
 
 What counts is a product with a spike in it, or a sum of spikes, as hardware would take it: two spikes that coincide are
 one accumulate, and so is one that passes a gate; a spike that meets weights, or what others have counted, is one for
-every number that it adds. Shifts (powers of two) and spikes that gate a threshold are none. The network's currents have 24 bits: where weights are cut into planes, each
-meets the same spike, and that is the backend's affair. The audit's sets of numbers tell what a spike is: a count is 0
-or 1 by chance.
+every number that it adds. Shifts (powers of two) and spikes that gate a threshold are none. The network's currents have
+24 bits: where weights are cut into planes, each meets the same spike, and that is the backend's affair. The audit's
+sets of numbers tell what a spike is: a count is 0 or 1 by chance.
 """
 
 import collections

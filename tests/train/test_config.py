@@ -34,6 +34,7 @@ from ge2mst_jax.train.loop import check_config
         ({"init_from": Path("gs://bucket/run")}, "init_from is gs:/bucket/run: a bucket is not a folder"),
         ({"spike_budget": 0.3, "neuron": "relu"}, "spike_budget: relu sends real numbers, not spikes"),
         ({"neuron": "perceptron"}, "unknown neuron 'perceptron': known are expg"),
+        ({"attention": "softmax"}, "unknown attention 'softmax': known are gw_ssa, ssa, sdsa, sdsa_v1, qk_token$"),
         ({"dtype": "float64"}, "unknown dtype 'float64': known are float32, bfloat16"),
         ({"on_corrupt": None}, "unknown on_corrupt None: known are raise, skip"),
         ({"scales": ("block2", 2)}, "scales holds 2: it must be texts such as block1x7"),
@@ -115,7 +116,9 @@ def test_config_with_a_field_missing_or_of_another_kind_is_refused_by_name(name,
         return
     if value == "absent":
         del fields[name]
-    elif (name, value) == ("profile", True) or (isinstance(value, str) and isinstance(fields[name], str | None)):
+    elif (name in ("profile", "local") and value is True) or (
+        isinstance(value, str) and isinstance(fields[name], str | None)
+    ):
         return  # a text that is checked where it is used
     else:
         fields[name] = value
@@ -152,18 +155,18 @@ def test_config_of_another_version_is_refused_by_the_fields_that_differ(tmp_path
 
 
 def test_runs_of_before_a_field_did_what_they_did():
-    """Networks of runs that say nothing of `qk_code` had binary queries and keys, and no teacher."""
+    """Runs that say nothing of it had binary queries and keys, GW-SSA with its convolution half, and no teacher."""
     fields = as_json(TrainConfig())
-    for name in ("qk_code", "distill_from", "distill_weight"):
+    for name in ("qk_code", "attention", "local", "distill_from", "distill_weight"):
         del fields[name]
     found = from_json(fields)
-    assert (found.qk_code, found.distill_from) == ("1x1", None)
+    assert (found.qk_code, found.attention, found.local, found.distill_from) == ("1x1", "gw_ssa", True, None)
 
 
 def test_every_field_of_the_network_reaches_it():
     changes = dict(
         code="2x3/1", qk_code="2x2", neuron="qcfs", input_code="direct", scales=("block2",), drop_path=0.2,
-        remat="nothing_saveable", dtype="bfloat16",
+        remat="nothing_saveable", dtype="bfloat16", attention="qk_token", local=False,
     )  # fmt: skip
     made = model_fields(build_model(TrainConfig(**changes), 7))
     assert {name: made[name] for name in changes} == changes | {"scales": ["block2"]}
