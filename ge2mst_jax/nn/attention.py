@@ -112,7 +112,7 @@ def unit_of(q: Signal, k: Signal, v: Signal, heads: int, scales):
     """`2^-p θ_q θ_k θ_v` per channel, `[C]`: p is such that the sum starts near the local half's size."""
     d = k.image_shape[-1] // heads
     shifts = [
-        first_shift(3, scale.tokens * d)
+        2.0 ** (4 - round(math.log2(scale.tokens * d)))
         for scale, share in zip(scales, share_heads(heads, scales), strict=True)
         for _ in range(share.start, share.stop)
     ]
@@ -125,14 +125,3 @@ def value_of(signals, unit):
     for signal in signals:
         unit = signal.weigh(unit)
     return unit
-
-
-def first_shift(operands: int, terms: int, bits: float = 1.3) -> float:
-    """`2^-p` for sums of so many terms, each a product of so many operands, to start near 1.
-
-    What neurons send is worth about `2^-bits` where their currents are normalised: 0.4 of `relu`, `expg` and `qcfs`.
-
-    >>> first_shift(3, 64), first_shift(2, 64), first_shift(1, 8)
-    (0.25, 0.125, 0.25)
-    """
-    return 2.0 ** (round(bits * operands) - round(math.log2(terms)))

@@ -100,12 +100,12 @@ def attended(wire: Wire, heads: int, scales: tuple[Scale, ...], signals: dict[st
     | attention | current | per |
     |---|---|---|
     | `gw_ssa`, `ssa`, `sdsa` | `2^-p θ_q θ_k θ_v (q kᵀ) v` | token group of a scale; all tokens |
-    | `sdsa_v1` | `θ_q θ_g g ⊙ q`, `g = SN(2^-p θ_k θ_v Σ_tokens k ⊙ v)` | channel |
-    | `qk_token` | `θ_k θ_g g ⊙ k`, `g = SN(2^-p θ_q Σ_channels q)` | token and head |
+    | `sdsa_v1` | `θ_q θ_g g ⊙ q`, `g = SN(c²/N θ_k θ_v Σ_tokens k ⊙ v)` | channel |
+    | `qk_token` | `θ_k θ_g g ⊙ k`, `g = SN(c/d θ_q Σ_channels q)` | token and head |
 
-    `SN` is a binary neuron with a threshold a head. As every spike, one of a gate is worth its threshold. Of real
-    numbers (the ANN reference) a gate is binary too, at a threshold that nothing learns: a sum without an upper end
-    would multiply what it should mask.
+    `SN` is a binary neuron with a threshold a head; `c = 2^bits` (`gates.BITS`) lets about half of the gates open at
+    first. As every spike, one of a gate is worth its threshold. Of real numbers (the ANN reference) a gate is binary
+    too, at a threshold that nothing learns: a sum without an upper end would multiply what it should mask.
 
     Args:
         wire, heads, scales: as of `SelfAttention`.

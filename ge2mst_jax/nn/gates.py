@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from ge2mst_jax.grouping import channel_sums, gated, head_sums, per_channel
-from ge2mst_jax.nn.attention import CountingLayer, first_shift, of_images, value_of
+from ge2mst_jax.nn.attention import CountingLayer, of_images, value_of
 from ge2mst_jax.nn.wire import AttentionRecord, Current, Signal
 from ge2mst_jax.spiking import SpikeCode
 
 #: Of a gate: it is open or not.
 BINARY = SpikeCode(1, 1)
-#: `first_shift`'s, by the neuron, such that gates neither all stay shut nor all open at the start. `sfa`, whose gates
-#: open at a half, and `lif` send less than others.
+#: What neurons send is worth about `2^-bits` where their currents are normalised: `1.3` bits unless said here. Sums are
+#: scaled by it, such that about half of the gates open at the start (those of `sfa` at a half, not at 1).
 BITS = {"sfa": 2.4, "lif": 3.5, "plif": 3.5}
 #: Counts are whole numbers in float32, which bfloat16 operands would round.
 WHOLE = jnp.float32
@@ -40,11 +40,11 @@ class GateSumsLayer(CountingLayer):
         return counted(self, sums, signals, terms, shape)
 
     def unit(self, *signals):
-        """`2^-p θ_k θ_v`, `[C]`, or `2^-p θ_q`, `[h]`."""
+        """`2^{2 bits}/N θ_k θ_v`, `[C]`, or `2^bits/d θ_q`, `[h]`: means over `N` tokens, or a head's `d` channels."""
         height, width, channels = signals[0].image_shape
         terms = height * width if len(signals) == 2 else channels // self.heads
-        shift = first_shift(len(signals), terms, BITS.get(self.wire.neuron, 1.3))
-        unit = value_of(signals, jnp.full((self.heads,), shift, jnp.float32))
+        mean = 2.0 ** (len(signals) * BITS.get(self.wire.neuron, 1.3)) / terms
+        unit = value_of(signals, jnp.full((self.heads,), mean, jnp.float32))
         return jnp.repeat(unit, channels // self.heads) if len(signals) == 2 else unit
 
 

@@ -42,7 +42,7 @@ def test_both_executions_are_the_reference(fields):
     [
         dict(attention="sdsa_v1", code="2x2"),
         dict(attention="sdsa_v1", code="2x3/1", qk_code="1x1", local=False),
-        dict(attention="qk_token", code="2x2+2,0", seed=0),
+        dict(attention="qk_token", code="2x2+2,0", qk_code="1x1", head_width=4, seed=0),
         dict(attention="qk_token", code="1x2", qk_code="2x2", head_width=1, seed=0),
         dict(attention="sdsa", code="1x2", local=False),
         dict(attention="sdsa", code="2x3/1", input_code="1x8"),

@@ -37,10 +37,10 @@ def expected(attention, sent, theta):
         return None, 16 / (n * each) * counts * (theta["q"] * theta["k"] * theta["v"])[:, None]
     if attention == "sdsa_v1":
         sums = (split["k"] * split["v"]).sum(1, keepdims=True)  # [B, 1, h, d]
-        current, masked = 8 / n * sums * (theta["k"] * theta["v"])[:, None], "q"
+        current, masked = 2**2.6 / n * sums * (theta["k"] * theta["v"])[:, None], "q"
     else:
         sums = split["q"].sum(-1, keepdims=True)  # [B, N, h, 1]
-        current, masked = 2 / each * sums * theta["q"][:, None], "k"
+        current, masked = 2**1.3 / each * sums * theta["q"][:, None], "k"
     opened = current >= theta["gate"][:, None] / 2
     assert 0.02 < opened.mean() < 0.98
     return current, (theta[masked] * theta["gate"])[:, None] * np.where(opened, split[masked], 0)

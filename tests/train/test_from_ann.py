@@ -151,7 +151,7 @@ def test_gates_keep_the_threshold_that_those_of_the_ann_have(batches, attention)
         out, aux = net.clone(capture="levels").apply(v, batches[0])
         opened.append(np.asarray(aux[name].levels) > 0)
         logits.append(np.asarray(out).ravel())
-    assert 0.1 < opened[0].mean() < 0.9 and (opened[0] == opened[1]).mean() > 0.97
+    assert 0.1 < opened[0].mean() < 0.9 and (opened[0] == opened[1]).mean() > 0.93
     assert np.corrcoef(logits)[0, 1] > 0.97
 
 
