@@ -28,6 +28,8 @@ from ge2mst_jax.nn import Arithmetic, AttentionRecord, SynapseRecord, check_imag
 from ge2mst_jax.nn.images import NO_SUM
 from ge2mst_jax.nn.planes import planes_of
 
+#: Fields that networks of earlier versions do not have, and what those did: left out of digests, which thus stay.
+BEFORE = {"attention": "gw_ssa", "local": True}
 #: How a deployed network runs.
 EXECUTED = ("dense", "spiking")
 #: Neurons whose twin is what they fire, bit for bit, once deployed.
@@ -150,6 +152,7 @@ class DeployedNet:
 def digest_of(model, params, formats, image_shape) -> str:
     """SHA-256 over the network's definition, every array's path, shape and bytes, the formats and the image shape."""
     definition = {k: v for k, v in model_fields(model).items() if k not in NOT_IN_DIGEST}
+    definition = {k: v for k, v in definition.items() if (k, v) not in BEFORE.items()}
     about = [definition, [dataclasses.asdict(f) for f in formats], list(image_shape)]
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
@@ -270,10 +273,10 @@ def fold(model, variables, image_shape):
 
 
 def attention_rates(model, variables, images) -> tuple[float, float, float]:
-    """Spikes a neuron and image of `q`, `k` and `v` over all attention layers of a training network; the model's own
-    expectation where it has none."""
+    """Spikes a neuron and image of `q`, `k` and `v` over all layers of a training network in which the three meet; the
+    model's own expectation where they never do."""
     aux = jax.device_get(forward(model.clone(capture="counts"), variables, jnp.asarray(images))[1])
-    sources = [record.sources for record in aux.values() if isinstance(record, AttentionRecord)]
+    sources = [r.sources for r in aux.values() if isinstance(r, AttentionRecord) and len(r.sources) == 3]
     rates = []
     for names in zip(*sources, strict=True):
         neurons = sum(int(np.prod(aux[name].shape)) for name in names) * len(images)

@@ -74,7 +74,7 @@ def create_model(name: str, **changes) -> Ge2mST:
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r} of {name}: known are {', '.join(_FIELDS)}")
     fields = {"num_classes": 10, "dtype": "float32", **SIZES[name], **changes}
-    fields = {field: int(value) if isinstance(value, np.integer) else value for field, value in fields.items()}
+    fields = {f: value.item() if isinstance(value, np.integer | np.bool_) else value for f, value in fields.items()}
     for name in fields.keys() & {"code", "qk_code"}:
         if not isinstance(fields[name], SpikeCode):
             fields[name] = SpikeCode.parse(fields[name])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ge2mst_jax.grouping import training_attention
-from ge2mst_jax.nn.attention import AttentionLayer, attention_counts, unit_of
+from ge2mst_jax.nn.attention import AttentionLayer
+from ge2mst_jax.nn.gates import GatedLayer, GateSumsLayer
 from ge2mst_jax.nn.kept import of_levels
 from ge2mst_jax.nn.maps import conv2d
 from ge2mst_jax.nn.neuron import NeuronLayer
@@ -17,6 +18,7 @@ from ge2mst_jax.nn.wire import Signal
 from ge2mst_jax.spiking import (
     align,
     expg_spike_count,
+    expg_twin,
     expg_twin_kept,
     if_params,
     lif_fire,
@@ -32,6 +34,11 @@ def folding(module) -> bool:
     return module.is_mutable_collection("deployed") and not module.is_initializing()
 
 
+def first_threshold(code) -> float:
+    """A threshold such that the top level stands for two standard deviations of a normalised current."""
+    return max(2.0 / code.max_level, 0.25)
+
+
 class Neuron(NeuronLayer):
     __doc__ = NeuronLayer.__doc__
 
@@ -39,12 +46,19 @@ class Neuron(NeuronLayer):
         """`(Signal, activity)`; parameters: `raw` (`expg`, `qcfs`), with `θ = softplus(raw)`, one scalar, or one a
         head; `raw_leak` (`plif`), with `1/τ = σ(raw_leak)`."""
         if self.wire.neuron == "relu":
-            return Signal(nn.relu(current.value).astype(self.wire.dtype), None, None, "levels", name), None
+            return self._analog(current.value, code, name), None
         if self.wire.neuron == "sfa":
             return self._fixed_threshold(current.value, code, name, unit)
         if self.wire.neuron in ("expg", "qcfs"):
             return self._learned_threshold(current, code, name, unit)
         return self._stepped(current, name)
+
+    def _analog(self, current, code, name):
+        """ReLU; a gate of real numbers is binary, too, and passes its gradient as those of spikes do."""
+        if not self.gate:
+            return Signal(nn.relu(current).astype(self.wire.dtype), None, None, "levels", name)
+        threshold = jnp.full((), first_threshold(code), jnp.float32)
+        return Signal(expg_twin(current, threshold, code, self.wire.dtype), threshold, None, "levels", name)
 
     def _fixed_threshold(self, current, code, name, unit):
         levels = sfa_twin(current, code, self.wire.dtype)
@@ -53,8 +67,7 @@ class Neuron(NeuronLayer):
         return Signal(levels, jnp.full((), 1 / code.max_level), code, "levels", name), activity
 
     def _learned_threshold(self, current, code, name, unit):
-        # A threshold such that the top level stands for two standard deviations of a normalised current.
-        first = float(np.log(np.expm1(max(2.0 / code.max_level, 0.25))))
+        first = float(np.log(np.expm1(first_threshold(code))))
         raw = self.param("raw", nn.initializers.constant(first), (self.heads,) if self.heads > 1 else ())
         threshold = nn.softplus(raw)
         firing = jnp.repeat(threshold, current.value.shape[-1] // self.heads) if self.heads > 1 else threshold
@@ -141,16 +154,33 @@ class Head(HeadLayer):
         return (logits.mean(0) if signal.form == "steps" else logits) + bias[None]
 
 
-def whole(q, k, scales, *, grid, rates, weights):
+def whole(q, k, scales, *, grid, rates, weights, value_width):
     """Attention of levels as two linear maps of which the first is all of it."""
     return lambda v: training_attention(q, k, v, scales, grid=grid, rates=rates), lambda attended: attended
 
 
-class Attention(AttentionLayer):
+class Valued:
+    """A counting layer in training."""
+
+    halves = staticmethod(whole)
+
+    @property
+    def operand(self):
+        return self.wire.dtype
+
+    def handed_on(self, counts, signals, aux):
+        """`(Current, unit)`: counts times the value of one, which thresholds give each channel."""
+        unit = self.unit(*signals)
+        return counts.replace(value=align(unit, counts.value) * counts.value), unit
+
+
+class Attention(Valued, AttentionLayer):
     __doc__ = AttentionLayer.__doc__
 
-    def attend(self, q, k, v):
-        """`(Current, unit, aux)`: counts times the value of one, `2^-p θ_q θ_k θ_v` of each channel."""
-        counts, aux = attention_counts(q, k, v, self, whole, self.wire.dtype)
-        unit = unit_of(q, k, v, self.heads, self.scales)
-        return counts.replace(value=align(unit, counts.value) * counts.value), unit, aux
+
+class GateSums(Valued, GateSumsLayer):
+    __doc__ = GateSumsLayer.__doc__
+
+
+class Gated(Valued, GatedLayer):
+    __doc__ = GatedLayer.__doc__

@@ -12,7 +12,7 @@ from ge2mst_jax import create_model
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.energy import SpikeCounter, connections_per_spike
 from ge2mst_jax.grouping import REAL, Scale
-from ge2mst_jax.nn import ATTENTION_RATES, GWSSA, AttentionRecord, Current, NeuronRecord, SynapseRecord, Wire
+from ge2mst_jax.nn import ATTENTION_RATES, AttentionRecord, Current, NeuronRecord, SelfAttention, SynapseRecord, Wire
 from ge2mst_jax.spiking import SpikeCode
 
 CODE = SpikeCode.parse("2x2")  # weights 2 1 2 1; levels 0..6 take 0 1 1 2 3 3 4 spikes
@@ -146,7 +146,7 @@ def test_synops_of_attention_are_those_counted_by_hand(window, expected):
     params |= {"local": hears_its_bias([0, 0], (3, 3, 1)), "out": hears_its_bias([0, 0])}
     params["attention"] = {"shift": jnp.int32(0)}
     wire = Wire(CODE, execution="spiking", attention_rates=REAL)
-    block = GWSSA(wire, 1, (Scale("block", window),))
+    block = SelfAttention(wire, 1, (Scale("block", window),))
     _, aux = block.apply({"params": params}, Current(jnp.full((1, 2, 2, 2), 6), ("stem",)), False)
     counter = count(aux)
     assert counter.layers["attention"].synops == expected

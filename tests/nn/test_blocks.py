@@ -8,13 +8,13 @@ from flax import traverse_util
 
 from ge2mst_jax.grouping import Scale, gw_attention
 from ge2mst_jax.nn import (
-    GWSSA,
     Arithmetic,
     ConvBlock,
     Current,
     Downsample,
     FeedForward,
     Neuron,
+    SelfAttention,
     Signal,
     Synapse,
     Wire,
@@ -102,7 +102,7 @@ def test_attention_neuron_sums_scaled_counts_and_the_local_half():
     layers = dict.fromkeys(("q", "k", "v", "out"), (1, 1, 8, 8))
     layers |= {"local": (3, 3, 1, 8), "neuron": (), "neuron_v": (), "neuron_out": ()}
     layers |= {"neuron_q": (4,), "neuron_k": (4,)}
-    current, aux, variables = run(lambda wire: GWSSA(wire, 4, SCALES), layers)
+    current, aux, variables = run(lambda wire: SelfAttention(wire, 4, SCALES), layers)
     split = [np.asarray(aux[f"neuron_{key}"].levels).reshape(2, 4, 4, 4, 2) for key in "qkv"]
     assert np.unique(split[0]).tolist() == np.unique(split[1]).tolist() == [0, 1, 2, 3]
     assert split[2].max() > 1
