@@ -259,7 +259,6 @@ def accuracy_against_energy(results) -> Figure:
                     textcoords="offset points",
                 )
     axes.set(xscale="log", xlabel="energy of an image as it runs, exact, µJ", ylabel="test accuracy, %")
-    axes.legend(frameon=False, fontsize=8)
     return bare(figure)
 
 
@@ -278,7 +277,6 @@ def memory_against_steps(results) -> Figure:
         axes.plot(*zip(*points, strict=True), style, marker="o", label=kind, color=COLOURS[kind.partition(",")[0]])
     axes.set(xscale="log", yscale="log", xlabel="time steps T", ylabel="training memory, MiB")
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-    axes.legend(frameon=False, fontsize=8)
     return bare(figure)
 
 
@@ -318,13 +316,15 @@ def accuracy_against_steps(results) -> Figure:
             axes.scatter(runs[0]["steps"], 100 * runs[0]["accuracy"], color=COLOURS[neuron], marker="s", label=label)
     axes.set(xscale="log", xlabel="time steps T", ylabel="test accuracy as spiking, %")
     axes.set_xticks([2, 4, 8, 16, 32, 64], ["2", "4", "8", "16", "32", "64"])
-    axes.legend(frameon=False, fontsize=7)
     return bare(figure)
 
 
 def bare(figure: Figure) -> Figure:
+    """Without what says nothing, and with a legend where there is something to name."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=7)
     return figure
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import signal
 import time
+import types
 
 import pytest
 import rows
@@ -12,6 +14,7 @@ from rich.console import Console
 
 from ge2mst_jax.train import as_json
 from ge2mst_jax.train.command import run_command
+from ge2mst_jax.train.loop import Interruption
 
 ENERGY = {"field": 2e-3, "field_each_step": 2e-3, "lab": 1e-3, "exact": 1e-3}
 
@@ -108,18 +111,16 @@ def test_out_of_minutes_training_is_asked_to_stop(tmp_path, monkeypatch):
     made = sitting(tmp_path, budget_minutes=1.0)
     made.ends = time.monotonic() + 0.2
 
-    def train(config, folder, console):
-        with trilemma.train.__globals__["Interruption"]() as interruption:
+    def train(*_):
+        with Interruption() as interruption:
             for _ in range(200):
-                time.sleep(0.05)
                 if interruption.asked:
-                    return type("Trained", (), {"signal": interruption.asked})
+                    return types.SimpleNamespace(signal=interruption.asked)
+                time.sleep(0.05)
         raise AssertionError("nobody asked")
 
-    real = trilemma.train
     monkeypatch.setattr(trilemma, "train", train)
-    train.__globals__["trilemma"].train.__globals__["Interruption"] = real.__globals__["Interruption"]
-    with pytest.raises(trilemma.Interrupted):
+    with pytest.raises(trilemma.Interrupted, match=str(int(signal.SIGTERM))):
         made.trained(made.rows[0].config, tmp_path)
 
 
