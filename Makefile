@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 RUN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: quickstart test test-first test-second test-all slow-first slow-second lint bench fuzz kills clean
+.PHONY: quickstart test test-first test-second test-all slow-first slow-second lint bench trilemma tables fuzz kills clean
 
 quickstart: $(READY)
 	$(RUN) experiments/quickstart.py
@@ -39,6 +39,13 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) experiments/bench.py
+
+# Rows of the tables, trained and measured (hours; goes on where it was), and docs/results.md written from them.
+trilemma: $(READY)
+	$(RUN) experiments/trilemma.py
+
+tables: $(READY)
+	$(RUN) experiments/tables.py
 
 # Malformed inputs through functions and command lines (10 minutes); kills and flipped bits (half an hour). Each writes
 # its table into docs/reliability.md.

@@ -2,11 +2,14 @@
 
     python experiments/convert.py RUN [--codes 1x4 2x2 1x8] [--finetune-epochs 2]
 
-RUN is the folder of a run of relu neurons (any of our models), or of expg neurons, which is deployed as it is. From an
-ANN every threshold is the one of least mean squared error on activations of training batches, BatchNorm's statistics
-are measured anew, and the network trains on for --finetune-epochs (0: not at all). Then it is deployed, certified and
-counted. OUT/CODE holds a deployed network, which evaluate.py and predict.py read, and a report; OUT/convert.json has
-the table. Interrupted, the same command goes on.
+RUN is the folder of a run of relu neurons (any of our models), or of expg or sfa neurons, which is deployed as it is.
+From an ANN every threshold is the one of least mean squared error on activations of training batches, BatchNorm's
+statistics are measured anew, and the network trains on for --finetune-epochs (0: not at all). Then it is deployed,
+certified and counted. OUT/CODE holds a deployed network, which evaluate.py and predict.py read, and a report;
+OUT/convert.json has the table. Interrupted, the same command goes on.
+
+A run of qcfs neurons is not deployed: integrate-and-fire neurons run it for each number of --rate-steps, and the table
+says what that loses and costs.
 
 The queries and keys of an ANN are real numbers; spiking ones have the levels of --qk-code and a threshold a head.
 """
@@ -16,6 +19,7 @@ import signals  # noqa: F401  # before all that takes time
 # isort: split
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -30,7 +34,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ge2mst_jax.checks import check_number, check_whole, one_line
-from ge2mst_jax.convert import certify, deploy, save_net
+from ge2mst_jax.convert import LOSSLESS, certify, deploy, rate_coded, save_net
+from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.data import BatchPlan, open_source
 from ge2mst_jax.energy import CONVENTIONS, audit, energy
 from ge2mst_jax.files import write_whole
@@ -38,7 +43,7 @@ from ge2mst_jax.report import build_report, differing, write_report
 from ge2mst_jax.spiking import SpikeCode
 from ge2mst_jax.train import as_json, evaluate, from_json, load_averaged, make_mesh, set_up, train
 from ge2mst_jax.train.command import run_command
-from ge2mst_jax.train.deployed import about_images, first_images, run_over
+from ge2mst_jax.train.deployed import about_images, count_over, first_images, run_over
 from ge2mst_jax.train.sharding import batch_sharding
 from ge2mst_jax.train.start import batches_of, from_another_run
 
@@ -48,7 +53,7 @@ class Convert:
     """Makes a deployed spiking network of a training run, of an ANN's too, and says what each stage costs."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a training run of relu or expg neurons."""
+    """Folder of a training run of relu, expg, sfa or qcfs neurons."""
     codes: tuple[str, ...] = ()
     """Of the spiking neurons, from an ANN, one network each; 1x4 if none."""
     qk_code: str = "1x2"
@@ -58,7 +63,9 @@ class Convert:
     finetune_rate: float = 0.5
     """Peak learning rate of these, as a share of the run's own."""
     step: int | None = None
-    """Of an expg run's checkpoint; the best one if none, and of an ANN."""
+    """Of the run's checkpoint; the best one if none, and of an ANN."""
+    rate_steps: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    """Time steps for which a qcfs run's network is run rate-coded."""
     calibrate: int = 500
     """Training images on which deployment may cost no accuracy, and attention's rates are measured."""
     certify: int = 500
@@ -77,6 +84,10 @@ class Convert:
         check_number("finetune_rate", self.finetune_rate, 0, 1e3, above=True)
         for name in ("calibrate", "certify", "batch_size"):
             check_whole(name, getattr(self, name), 1, 2**20)
+        if not self.rate_steps:
+            raise ValueError("rate_steps is empty: give at least one number of time steps")
+        for steps in self.rate_steps:
+            check_whole("rate_steps", steps, 1, 255)
         for name in ("limit", "step"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1, 2**40)
@@ -99,20 +110,48 @@ class Conversion:
 
     def rows(self):
         """A row of the table for each network made."""
-        if self.config.neuron == "expg":
-            if self.options.codes:
-                raise ValueError(f"codes: this run's neurons are expg ones of code {self.config.code}: leave codes out")
-            self.out.mkdir(parents=True, exist_ok=True)
-            trained = self.accuracy(self.model, self.variables)
-            yield self.deployed(self.config, self.model, self.variables, {"trained": trained})
-            return
-        if self.config.neuron != "relu":
+        neuron, options = self.config.neuron, self.options
+        kinds = {"relu": self.from_anns, "qcfs": self.rate_coded} | dict.fromkeys(LOSSLESS, self.as_it_is)
+        if neuron not in kinds:
             raise ValueError(
-                f"run: its neurons are {self.config.neuron}: expg ones are deployed, and an ANN of relu is converted"
+                f"run: its neurons are {neuron}: {' and '.join(LOSSLESS)} ones are deployed, qcfs ones are run "
+                "rate-coded, and an ANN of relu is converted"
             )
-        if self.options.step is not None:
+        if neuron != "relu" and options.codes:
+            raise ValueError(f"codes: this run's neurons are {neuron} ones of code {self.config.code}: leave codes out")
+        if neuron == "relu" and options.step is not None:
             raise ValueError("step: an ANN is converted from its best checkpoint: leave step out")
         self.out.mkdir(parents=True, exist_ok=True)
+        yield from kinds[neuron]()
+
+    def as_it_is(self):
+        """A network of neurons that are lossless."""
+        trained = self.accuracy(self.model, self.variables)
+        yield self.deployed(self.config, self.model, self.variables, {"trained": trained})
+
+    def rate_coded(self):
+        """A network of QCFS neurons beside what integrate-and-fire neurons make of it, at each number of steps."""
+        trained, _ = self.counted(self.model, "as trained")
+        for steps in self.options.rate_steps:
+            made = rate_coded(self.model, steps)
+            found, counter = self.counted(made, f"{steps} steps")
+            yield {
+                "code": self.config.code, "qk_code": self.config.qk_code, "rate_steps": steps, "trained": trained,
+                "rate_coded": found, "test_images": counter.images, "spikes_per_neuron": counter.spikes_per_neuron,
+                "exact_mj": energy(counter, CONVENTIONS["exact"], made.num_steps)["total_mj"],
+            }  # fmt: skip
+
+    def counted(self, model, title: str):
+        """Accuracy and counts of a network that is not deployed, on the test images."""
+        options, plan = self.options, BatchPlan(self.options.batch_size, decode=self.config.decode)
+        network = functools.partial(forward, model, jax.device_put(jax.device_get(self.variables)))
+        confusion, counter, _ = count_over(
+            network, model.num_classes, self.test, plan, f"test, {title}", options.limit, self.console
+        )
+        return float(np.trace(confusion) / confusion.sum()), counter
+
+    def from_anns(self):
+        """A network of ExpG-IF neurons for each code."""
         ann = self.accuracy(self.model, self.variables)
         for code in self.options.codes or ("1x4",):
             yield self.from_ann(code, ann)
@@ -195,7 +234,8 @@ def percent(share: float) -> str:
 #: What the table says of each network, in this order: a key of its row, and how it is written.
 SAID = {
     "ann": ("ANN", percent), "converted": ("converted, no training", percent), "finetuned": ("fine-tuned", percent),
-    "steps": ("steps of that", str), "trained": ("as trained", percent), "dense": ("deployed, dense", percent),
+    "steps": ("steps of that", str), "trained": ("as trained", percent),
+    "rate_coded": ("rate-coded", percent), "dense": ("deployed, dense", percent),
     "spiking": ("deployed, spiking", percent), "differing": ("spikes, levels, logits that differ", str),
     "drift": ("levels unlike the trained network's", lambda share: f"{100 * share:.4f} %"),
     "spikes_per_neuron": ("spikes per neuron and image", "{:.3f}".format),
@@ -207,7 +247,8 @@ def table_of(run: Path, rows: list[dict]) -> Table:
     """A column for each network: test accuracies after each stage, and what the spiking execution costs."""
     table = Table("code (of q, k)", title=Text(one_line(f"{run}, {rows[0]['test_images']} test images")))
     for row in rows:
-        table.add_column(f"{row['code']} ({row['qk_code']})", justify="right")
+        steps = f", T = {row['rate_steps']}" if "rate_steps" in row else ""
+        table.add_column(f"{row['code']} ({row['qk_code']}){steps}", justify="right")
     for key, (name, written) in SAID.items():
         if rows[0].get(key) is not None:
             table.add_row(name, *(written(row[key]) for row in rows))

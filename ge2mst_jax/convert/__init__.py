@@ -9,16 +9,27 @@ from ge2mst_jax.convert.certificate import (
     check_reference,
     compare_executions,
 )
-from ge2mst_jax.convert.deploy import EXECUTED, DeployedNet, accuracy, check_neuron, deploy, digest_of, fold
+from ge2mst_jax.convert.deploy import (
+    EXECUTED,
+    LOSSLESS,
+    DeployedNet,
+    accuracy,
+    check_neuron,
+    deploy,
+    digest_of,
+    fold,
+)
 from ge2mst_jax.convert.drift import Drift, measure_drift
 from ge2mst_jax.convert.export import ExportedNet, export_net, load_exported, save_exported
 from ge2mst_jax.convert.fixed_point import ConversionError, CurrentFormat
+from ge2mst_jax.convert.rate import rate_coded
 from ge2mst_jax.convert.reference import reference
 from ge2mst_jax.convert.shapes import deployed_shapes
 from ge2mst_jax.convert.storage import CheckpointError, load_net, save_net
 
 __all__ = [
     "EXECUTED",
+    "LOSSLESS",
     "Certificate",
     "CertificateError",
     "CheckpointError",
@@ -42,6 +53,7 @@ __all__ = [
     "load_exported",
     "load_net",
     "measure_drift",
+    "rate_coded",
     "reference",
     "save_exported",
     "save_net",

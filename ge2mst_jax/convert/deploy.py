@@ -28,8 +28,14 @@ from ge2mst_jax.nn import Arithmetic, AttentionRecord, SynapseRecord, check_imag
 from ge2mst_jax.nn.images import NO_SUM
 from ge2mst_jax.nn.planes import planes_of
 
+#: Fields that networks of earlier versions do not have, and what those did: left out of digests, which thus stay.
+BEFORE = {"attention": "gw_ssa", "local": True}
 #: How a deployed network runs.
 EXECUTED = ("dense", "spiking")
+#: Neurons whose twin is what they fire, bit for bit, once deployed.
+LOSSLESS = ("expg", "sfa")
+#: Fields of a network that say nothing of a deployed one: how it is run, and what its neurons have no use for.
+NOT_IN_DIGEST = ("execution", "capture", "remat", "backend", "lif", "rate_steps")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "train"))
@@ -145,7 +151,8 @@ class DeployedNet:
 
 def digest_of(model, params, formats, image_shape) -> str:
     """SHA-256 over the network's definition, every array's path, shape and bytes, the formats and the image shape."""
-    definition = {k: v for k, v in model_fields(model).items() if k not in ("execution", "capture", "remat", "backend")}
+    definition = {k: v for k, v in model_fields(model).items() if k not in NOT_IN_DIGEST}
+    definition = {k: v for k, v in definition.items() if (k, v) not in BEFORE.items()}
     about = [definition, [dataclasses.asdict(f) for f in formats], list(image_shape)]
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for path, array in sorted(traverse_util.flatten_dict(params, sep="/").items()):
@@ -191,12 +198,13 @@ def check_neuron(neuron) -> None:
     """Refuses the name of a neuron that cannot be deployed.
 
     Raises:
-        ConversionError: any but `expg`.
+        ConversionError: any that is not in `LOSSLESS`.
 
-    >>> check_neuron("expg")
+    >>> check_neuron("sfa")
     """
-    if neuron != "expg":
-        raise ConversionError(f"a network of {neuron!r} neurons cannot be converted: only 'expg' is lossless")
+    if neuron not in LOSSLESS:
+        named = " and ".join(map(repr, LOSSLESS))
+        raise ConversionError(f"a network of {neuron!r} neurons cannot be converted: only {named} are lossless")
 
 
 def _refuse_what_is_not_ours(model, variables) -> None:
@@ -265,10 +273,10 @@ def fold(model, variables, image_shape):
 
 
 def attention_rates(model, variables, images) -> tuple[float, float, float]:
-    """Spikes a neuron and image of `q`, `k` and `v` over all attention layers of a training network; the model's own
-    expectation where it has none."""
+    """Spikes a neuron and image of `q`, `k` and `v` over all layers of a training network in which the three meet; the
+    model's own expectation where they never do."""
     aux = jax.device_get(forward(model.clone(capture="counts"), variables, jnp.asarray(images))[1])
-    sources = [record.sources for record in aux.values() if isinstance(record, AttentionRecord)]
+    sources = [r.sources for r in aux.values() if isinstance(r, AttentionRecord) and len(r.sources) == 3]
     rates = []
     for names in zip(*sources, strict=True):
         neurons = sum(int(np.prod(aux[name].shape)) for name in names) * len(images)
@@ -315,7 +323,7 @@ def deploy(
     to 7 guard bits more, as many as the words of their sum hold; the sum is rounded once, when it is whole.
 
     Args:
-        model: from `create_model`, with `neuron="expg"`.
+        model: from `create_model`, with a neuron of `LOSSLESS`: `"expg"` or `"sfa"`.
         variables: `params` and `batch_stats`.
         image_shape: `(H, W, C)` of the images to come.
         calibration: `(images, labels)`, optional: to hold the accuracy against, and to measure how often attention's

@@ -63,20 +63,42 @@ class _Walk:
         return self.synapse(f"{path}/conv_1", self.neuron(f"{path}/neuron_1", inner), current.shape[-1], 3)
 
     def attention(self, path, current):
-        channels = current.shape[-1]
+        channels, model = current.shape[-1], self.model
         levels = self.neuron(f"{path}/neuron", current)
-        q, k, v = (
-            self.neuron(f"{path}/neuron_{key}", self.synapse(f"{path}/{key}", levels, channels), code)
-            for key, code in (("q", self.model.qk_code), ("k", self.model.qk_code), ("v", self.model.code))
-        )
+        sent = {}
+        for key in "qk" if model.attention == "qk_token" else "qkv":
+            features = 4 * channels if (key, model.attention) == ("v", "sdsa") else channels
+            code = model.code if key == "v" else model.qk_code
+            sent[key] = self.neuron(f"{path}/neuron_{key}", self.synapse(f"{path}/{key}", levels, features), code)
         name = f"{path}/attention"
+        current = self.shifted(name, self.attended(path, **sent))
+        if model.local:
+            sender = sent.get("v", sent["k"])
+            local = self.synapse(f"{path}/local", sender, sender.shape[-1], 3, group_width=1)
+            current = inside(name, current + local)
+        return self.synapse(f"{path}/out", self.neuron(f"{path}/neuron_out", current), channels)
+
+    def attended(self, path, q, k, v=None):
+        """Counts, before they are shifted."""
+        (height, width, _), head_width = q.shape, self.model.head_width
+        if self.model.attention == "sdsa_v1":
+            return q * self.gate(path, (k * v).sum((0, 1), keepdims=True))
+        if self.model.attention == "qk_token":
+            gate = self.gate(path, q.reshape(height, width, -1, head_width).sum(-1))
+            return k * np.repeat(gate, head_width, -1)
+        scales = self.model.scales if self.model.attention == "gw_ssa" else (f"block{height}x{width}",)
+        return attend(f"{path}/attention", q, k, v, head_width, scales)
+
+    def gate(self, path, sums):
+        """0 or 1, of binary neurons."""
+        return self.neuron(f"{path}/neuron_gate", self.shifted(f"{path}/gate", sums), "1x1")
+
+    def shifted(self, name, counts):
+        """Counts in the format of the current that they join."""
         shift = self.array(name, "shift", ())
         if not 0 <= shift <= 30:
             raise ValueError(f"{name}: shift is {shift}: it must be 0 to 30")
-        attended = inside(name, attend(name, q, k, v, self.model.head_width, self.model.scales) << shift)
-        local = self.synapse(f"{path}/local", v, channels, 3, group_width=1)
-        levels = self.neuron(f"{path}/neuron_out", inside(name, attended + local))
-        return self.synapse(f"{path}/out", levels, channels)
+        return inside(name, inside(name, counts) << shift)
 
     def feed_forward(self, path, current):
         channels = current.shape[-1]
@@ -219,8 +241,8 @@ def convolve(levels: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
 def attend(name: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, head_width: int, scales) -> np.ndarray:
     """Spiking self-attention in token groups: `(q kᵀ) v` for every head and every group of the head's scale.
 
-    `q`, `k` and `v`, levels, are `[H, W, C]`, and so is what is returned. A head is `head_width` adjoining
-    channels; each of `scales` has an equal share of adjoining heads.
+    `q` and `k`, levels, are `[H, W, C]`, `v` is `[H, W, C_v]`, and so is what is returned. A head is `head_width`
+    adjoining channels of `q` and `k`, and its share of `v`'s; each of `scales` has an equal share of adjoining heads.
 
     >>> ones = np.ones((2, 2, 1), np.int64)
     >>> attend("attention", ones, ones, ones * 3, 1, ("block2",)).ravel()
@@ -228,14 +250,14 @@ def attend(name: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, head_width: i
     """
     height, width, channels = v.shape
     out = np.zeros_like(v)
-    heads = channels // head_width
+    heads = q.shape[-1] // head_width
     for head in range(heads):
-        part = slice(head * head_width, (head + 1) * head_width)
+        part, wide = (slice(head * d, (head + 1) * d) for d in (head_width, channels // heads))
         scale = scales[head * len(scales) // heads]
         for rows, columns in token_groups(str(scale), height, width):
-            queries, keys, values = (x[rows, columns, part] for x in (q, k, v))  # [m, d]
+            queries, keys = (x[rows, columns, part] for x in (q, k))  # [m, d]
             counts = inside(name, queries @ keys.T)
-            out[rows, columns, part] = inside(name, counts @ values)
+            out[rows, columns, wide] = inside(name, counts @ v[rows, columns, wide])
     return out
 
 

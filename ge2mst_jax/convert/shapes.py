@@ -13,7 +13,7 @@ def deployed_shapes(model, image_shape) -> dict:
     """What `deploy` would make of a training network's parameters: shapes and types alone, nothing is computed.
 
     Args:
-        model: from `create_model`, with `neuron="expg"`.
+        model: from `create_model`, with a neuron of `LOSSLESS`.
         image_shape: `(H, W, C)` of the images to come.
 
     Returns:

@@ -11,6 +11,7 @@ from ge2mst_jax.grouping.attention import (
     share_heads,
     ssa,
 )
+from ge2mst_jax.grouping.gates import channel_sums, gated, head_sums, per_channel
 from ge2mst_jax.grouping.partition import PARTITIONS, Scale, partition, read_scales, unpartition
 from ge2mst_jax.grouping.training import masked_attention, training_attention
 
@@ -20,12 +21,16 @@ __all__ = [
     "Scale",
     "attention_halves",
     "attention_synops",
+    "channel_sums",
     "check_rates",
+    "gated",
     "group_attention",
     "gw_attention",
+    "head_sums",
     "keys_first",
     "masked_attention",
     "partition",
+    "per_channel",
     "read_scales",
     "share_heads",
     "ssa",

@@ -15,21 +15,24 @@ from ge2mst_jax.spiking.operands import as_numbers, check_known
 REAL = (1.0, 1.0, 1.0)
 
 
-def keys_first(tokens: int, width: int, rates=REAL) -> bool:
+def keys_first(tokens: int, width: int, rates=REAL, value_width: int | None = None) -> bool:
     """Whether `q(kᵀv)` is cheaper than `(q kᵀ)v` for `m` tokens of width `d`.
 
-    Expected synops a token and channel are `d·(r_k r_v + r_q)` and `m·(r_q r_k + r_v)`: a spike of `q` adds a row of
-    `kᵀv`, one of `v` a column of `q kᵀ`, and `v` sends more of them. Of real numbers the rule is `d < m`.
+    Expected synops a token and channel of `v` are `d·(r_k r_v + r_q)` and `m·(r_q r_k d/d_v + r_v)`: a spike of `q`
+    adds a row of `kᵀv`, one of `v` a column of `q kᵀ`, and `v` sends more of them. Of real numbers, and values as wide
+    as keys, the rule is `d < m`.
 
     Args:
         tokens, width: `m`, `d`.
         rates: `(r_q, r_k, r_v)`, spikes a neuron and image, all steps together.
+        value_width: `d_v` of the values, if not `d`.
 
     >>> keys_first(16, 32), keys_first(16, 32, (0.17, 0.17, 0.65)), keys_first(7, 32, (0.17, 0.17, 0.65))
     (False, True, False)
     """
     of_queries, of_keys, of_values = rates
-    return width * (of_keys * of_values + of_queries) < tokens * (of_queries * of_keys + of_values)
+    share = width / (value_width or width)
+    return width * (of_keys * of_values + of_queries) < tokens * (of_queries * of_keys * share + of_values)
 
 
 def check_rates(rates) -> tuple[float, float, float]:
@@ -46,7 +49,7 @@ def check_rates(rates) -> tuple[float, float, float]:
     return tuple(check_number(f"rates of {name}", rate, 0, MAX_LEVEL) for name, rate in zip("qkv", rates, strict=True))
 
 
-def group_halves(q, k, precision=None, rates=REAL, weights=None):
+def group_halves(q, k, precision=None, rates=REAL, weights=None, value_width=None):
     """Attention of one group and one head as two linear maps, `q kᵀ v = of_queries(of_values(v))`.
 
     `q(kᵀv)`: `kᵀv`, then `q` times that; `(q kᵀ)v`: `A v` with `A = q kᵀ`, computed here and once, then nothing.
@@ -54,7 +57,7 @@ def group_halves(q, k, precision=None, rates=REAL, weights=None):
 
     Args:
         q, k, precision: as in `group_attention`; axes before the last two are groups and heads of their own.
-        rates: as in `keys_first`.
+        rates, value_width: as in `keys_first`.
         weights: of the steps of `q` and `k`, `w`, where they are spike trains, time first; powers of two.
 
     Returns:
@@ -73,7 +76,7 @@ def group_halves(q, k, precision=None, rates=REAL, weights=None):
         return functools.reduce(operator.add, (term if weight == 1 else weight * term for weight, term in terms))
 
     queries, keys = (list(zip(weights, x, strict=True)) if weights else [(1, x)] for x in (q, k))
-    if keys_first(*q.shape[-2:], rates):
+    if keys_first(*q.shape[-2:], rates, value_width):
         return (
             lambda v: total((w, dot(x.mT, v)) for w, x in keys),
             lambda summed: total((w, dot(x, summed)) for w, x in queries),
@@ -87,15 +90,15 @@ def group_attention(q, k, v, precision=None):
 
     Args:
         q, k: `[m, d]`, levels; floating, integer or bool.
-        v: `[m, d]`, levels or the spikes of one step.
+        v: `[m, d_v]`, levels or the spikes of one step; mostly as wide as `q` and `k`.
         precision: of the products, as in `jax.lax.dot`; deployed networks ask for `"highest"`.
 
     Returns:
-        `[m, d]` float32, or int32 where all three are integers. Of levels every number is an integer up to
+        `[m, d_v]` float32, or int32 where all three are integers. Of levels every number is an integer up to
         `m·d·L_q·L_k·L_v`, exact in float32 below 2^24.
 
     Raises:
-        ValueError: no numbers, or shapes that are not all `[m, d]`.
+        ValueError: no numbers, or shapes that are not all `[m, d]`, the last of `v` aside.
 
     >>> eye = jnp.eye(2)
     >>> group_attention(eye, jnp.ones((2, 2)), jnp.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -103,17 +106,28 @@ def group_attention(q, k, v, precision=None):
            [4., 6.]], dtype=float32)
     """
     q, k, v = same_shape(2, "[m, d]", q=q, k=k, v=v)
-    of_values, of_queries = group_halves(q, k, precision)
+    of_values, of_queries = group_halves(q, k, precision, value_width=v.shape[-1])
     return of_queries(of_values(v))
 
 
 def same_shape(rank: int, axes: str, **operands):
-    """The operands as arrays of numbers, 32 bits where they are integers; a `ValueError` unless all have one shape."""
-    arrays = [as_numbers(name, x) for name, x in operands.items()]
-    if any(x.ndim != rank or x.shape != arrays[0].shape for x in arrays):
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in zip(operands, arrays, strict=True))
-        raise ValueError(f"shapes {shapes}: all must be {axes}")
+    """The operands as arrays of numbers, 32 bits where they are integers.
+
+    Raises:
+        ValueError: not all have one shape; values, `v` and `v_spikes`, may be of another width.
+    """
+    arrays = {name: as_numbers(name, x) for name, x in operands.items()}
+    ranks = {x.ndim for x in arrays.values()}
+    if ranks != {rank} or len({x.shape[:-1] for x in arrays.values()}) > 1 or len(widths_of(arrays)) > 1:
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
+        raise ValueError(f"shapes {shapes}: all must be {axes}, but for the width of v")
+    arrays = arrays.values()
     return [x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.integer) else x for x in arrays]
+
+
+def widths_of(arrays) -> set[int]:
+    """Head widths of all but the values."""
+    return {x.shape[-1] for name, x in arrays.items() if not name.startswith("v")}
 
 
 def share_heads(heads: int, scales: tuple[Scale, ...]) -> tuple[slice, ...]:
@@ -150,7 +164,7 @@ def on_grid(grid, **operands):
     return arrays, tuple(grid)
 
 
-def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL, weights=None):
+def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL, weights=None, value_width=None):
     """Group-wise attention as two linear maps, `gw_attention(q, k, v) = of_queries(of_values(v))`.
 
     What arrives over several steps is added up between them: `of_values` at each step of `v`, `of_queries` once. Where
@@ -159,10 +173,11 @@ def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL, weights=
     Args:
         q, k, scales, precision, grid, rates: as in `gw_attention`.
         weights: as in `group_halves`: `q` and `k` are then `[S, ..., H, W, h, d]`, `v` has no axis of steps.
+        value_width: `d_v` of the `v` to come, if not `d`.
 
     Returns:
-        `of_values`: `[..., H, W, h, d]` to a tuple with one array a scale, `[..., g, h, d, d]` (`kᵀv`) or
-        `[..., g, h, m, d]` (`A v`); linear. `of_queries`: from that to `[..., H, W, h, d]`; linear.
+        `of_values`: `[..., H, W, h, d_v]` to a tuple with one array a scale, `[..., g, h, d, d_v]` (`kᵀv`) or
+        `[..., g, h, m, d_v]` (`A v`); linear. `of_queries`: from that to `[..., H, W, h, d_v]`; linear.
 
     Raises: as `gw_attention`.
 
@@ -185,7 +200,9 @@ def attention_halves(q, k, scales, precision=None, *, grid, rates=REAL, weights=
         )
         return [jnp.swapaxes(x, -2, -3) for x in groups]
 
-    halves = [group_halves(*operands, precision, rates, weights) for operands in zip(cut(q), cut(k), strict=True)]
+    halves = [
+        group_halves(*operands, precision, rates, weights, value_width) for operands in zip(cut(q), cut(k), strict=True)
+    ]
     like = q[0] if weights else q
 
     def of_values(v):
@@ -219,19 +236,20 @@ def gw_attention(q, k, v, scales, precision=None, *, grid, rates=REAL):
     cost less than full attention in its cheaper order where `keys_first` is false.
 
     Args:
-        q, k, v: `[..., H, W, h, d]`, floating, integer or bool; levels, or one step's spikes. Axes before `H` are a
+        q, k: `[..., H, W, h, d]`, floating, integer or bool; levels, or one step's spikes. Axes before `H` are a
             batch.
+        v: `[..., H, W, h, d_v]`; mostly as wide as `q` and `k`.
         scales: one or more `Scale`s or texts, `("block7", "grid7")`; each must divide the token grid.
         precision: as in `group_attention`.
         grid: `(H, W)`, which shapes alone do not tell: `[B, N, h, d]` has four axes too.
         rates: as in `keys_first`; they decide the order of the products, and so what they cost, not what comes out.
 
     Returns:
-        `[..., H, W, h, d]` float32, or int32 where all three are integers.
+        `[..., H, W, h, d_v]` float32, or int32 where all three are integers.
 
     Raises:
-        ValueError: no numbers, shapes that differ or are not on the grid, a scale that does not divide it, heads that
-            the scales cannot share.
+        ValueError: no numbers, shapes that differ (but for the width of `v`) or are not on the grid, a scale that does
+            not divide it, heads that the scales cannot share.
 
     Source: our reading of GW-SSA in the abstract of arXiv:2604.08894, whose formula is not public to us.
 
@@ -240,7 +258,7 @@ def gw_attention(q, k, v, scales, precision=None, *, grid, rates=REAL):
     Array([12., 48.], dtype=float32)
     """
     (q, k, v), grid = on_grid(grid, q=q, k=k, v=v)
-    of_values, of_queries = attention_halves(q, k, scales, precision, grid=grid, rates=rates)
+    of_values, of_queries = attention_halves(q, k, scales, precision, grid=grid, rates=rates, value_width=v.shape[-1])
     return of_queries(of_values(v))
 
 
@@ -264,10 +282,11 @@ def attention_synops(q_spikes, k_spikes, v_spikes, scales, *, grid, rates=REAL):
 
     `(q kᵀ)v`: one accumulate for every pair of a `q` and a `k` spike of one channel, at whatever steps, then every
     `v` spike adds a column of `A` to the group's `m` outputs: `Σ_ij Σ_d q k + m·Σv`. `q(kᵀv)`: one for every pair of a
-    `k` and a `v` spike of one token, then every `q` spike adds a row of width `d`: `Σ_j (Σ_d k)(Σ_d v) + d·Σq`.
+    `k` and a `v` spike of one token, then every `q` spike adds a row of width `d_v`: `Σ_j (Σ_d k)(Σ_d v) + d_v·Σq`.
 
     Args:
-        q_spikes, k_spikes, v_spikes: `[..., H, W, h, d]`, number of spikes of each neuron over all its steps.
+        q_spikes, k_spikes: `[..., H, W, h, d]`, number of spikes of each neuron over all its steps.
+        v_spikes: `[..., H, W, h, d_v]`, the same.
         scales, grid, rates: as in `gw_attention`.
 
     Returns:
@@ -289,8 +308,8 @@ def attention_synops(q_spikes, k_spikes, v_spikes, scales, *, grid, rates=REAL):
         total = jnp.zeros((), jnp.int32)
         for scale, share in zip(scales, shares, strict=True):
             qs, ks, vs = (partition(x[:, :, share], scale) for x in (q, k, v))  # [g, m, h, d]
-            if keys_first(scale.tokens, q.shape[-1], rates):
-                total += jnp.sum(ks.sum(3) * vs.sum(3)) + q.shape[-1] * qs.sum()
+            if keys_first(scale.tokens, q.shape[-1], rates, v.shape[-1]):
+                total += jnp.sum(ks.sum(3) * vs.sum(3)) + v.shape[-1] * qs.sum()
             else:
                 total += jnp.sum(qs.sum(1) * ks.sum(1)) + scale.tokens * vs.sum()
         return total

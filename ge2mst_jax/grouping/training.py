@@ -38,7 +38,7 @@ def masked_attention(q, k, v, scales, *, grid):
         q, k, v, scales, grid: as in `gw_attention`; floating.
 
     Returns:
-        `[..., H, W, h, d]` float32.
+        `[..., H, W, h, d_v]` float32.
 
     Raises: as `gw_attention`.
 
@@ -49,22 +49,23 @@ def masked_attention(q, k, v, scales, *, grid):
     """
     (q, k, v), (height, width) = on_grid(grid, q=q, k=k, v=v)
     scales = read_scales(scales)
-    shares, shape = share_heads(q.shape[-2], scales), q.shape
-    q, k, v = (x.reshape(-1, height * width, *shape[-2:]) for x in (q, k, v))  # [B, N, h, d]
+    shares, shape = share_heads(q.shape[-2], scales), v.shape
     # Counts up to 256 are bfloat16 numbers; float16 would overflow where operands are real.
-    kind = q.dtype if q.dtype == jnp.bfloat16 and shape[-1] <= 256 else jnp.float32
+    kind = q.dtype if q.dtype == jnp.bfloat16 and q.shape[-1] <= 256 else jnp.float32
+    q, k, v = (x.reshape(-1, height * width, *x.shape[-2:]) for x in (q, k, v))  # [B, N, h, d]
     outputs = []
     for scale, share in zip(scales, shares, strict=True):
         of_q, of_k, of_v = (x[:, :, share] for x in (q, k, v))
         pairs = jnp.einsum("bmhd,bnhd->bhmn", of_q, of_k, preferred_element_type=jnp.float32)
         pairs = jnp.where(group_mask(scale, height, width), pairs, 0).astype(kind)
-        outputs.append(jnp.einsum("bhmn,bnhd->bmhd", pairs, of_v, preferred_element_type=jnp.float32))
+        outputs.append(jnp.einsum("bhmn,bnhe->bmhe", pairs, of_v, preferred_element_type=jnp.float32))
     return jnp.concatenate(outputs, 2).reshape(shape)
 
 
-def _form(scales, grid, width: int, rates):
-    """What an accelerator computes."""
-    queries_first = not any(keys_first(scale.tokens, width, rates) for scale in scales)
+def _form(scales, grid, widths: tuple[int, int], rates):
+    """What an accelerator computes, by the head widths of keys and values."""
+    width, value_width = widths
+    queries_first = not any(keys_first(scale.tokens, width, rates, value_width) for scale in scales)
     if queries_first and grid[0] * grid[1] <= MOST_TOKENS:
         return functools.partial(masked_attention, scales=scales, grid=grid)
     return functools.partial(gw_attention, scales=scales, grid=grid, rates=rates)
@@ -75,7 +76,7 @@ def _attention(q, k, v, scales, grid, rates):
     return jax.lax.platform_dependent(
         q, k, v,
         cpu=functools.partial(gw_attention, scales=scales, grid=grid, rates=rates),
-        default=_form(scales, grid, q.shape[-1], rates),
+        default=_form(scales, grid, (q.shape[-1], v.shape[-1]), rates),
     )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def _backward(scales, grid, rates, kept, gradient):
         return lambda gradient, *kept: jax.vjp(form, *kept)[1](gradient)
 
     grouped = functools.partial(gw_attention, scales=scales, grid=grid, rates=rates)
-    masked = _form(scales, grid, kept[0].shape[-1], rates)
+    masked = _form(scales, grid, (kept[0].shape[-1], kept[2].shape[-1]), rates)
     return jax.lax.platform_dependent(gradient, *kept, cpu=pulled_back(grouped), default=pulled_back(masked))
 
 
@@ -101,11 +102,11 @@ def training_attention(q, k, v, scales, *, grid, rates=REAL):
     """`gw_attention` whose backward pass keeps `q`, `k` and `v` alone, in groups on a CPU, masked on an accelerator.
 
     Args:
-        q, k, v: `[..., H, W, h, d]` floating, of one type.
+        q, k, v: `[..., H, W, h, d]` floating, of one type; `v` of any width.
         scales, grid, rates: as in `gw_attention`.
 
     Returns:
-        `[..., H, W, h, d]` float32: the same number in either form where operands are spikes and levels and every count
+        As wide as `v`, float32: the same number in either form where operands are spikes and levels and every count
         is one that the machine's products hold exactly (256 where they are of bfloat16 numbers, as a TPU's are).
 
     Raises: as `gw_attention`.

@@ -14,6 +14,7 @@ from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
 from ge2mst_jax.grouping import Scale
 from ge2mst_jax.nn import (
     ATTENTION_RATES,
+    ATTENTIONS,
     INPUT_CODES,
     QK_CODE,
     Arithmetic,
@@ -27,7 +28,7 @@ from ge2mst_jax.nn import (
     Wire,
     refuse_others,
 )
-from ge2mst_jax.spiking import SpikeCode
+from ge2mst_jax.spiking import LIFSettings, SpikeCode
 
 #: What a block's backward pass computes anew: nothing; all but what the named policy of `jax.checkpoint` saves.
 REMAT = ("none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
@@ -117,7 +118,7 @@ class Ge2mST(nn.Module):
         neuron: a name from `ge2mst_jax.nn.NEURONS`.
         stem_kernel, stem_stride: of the first synapse.
         head_width: `d`, channels an attention head.
-        scales: token groups that the heads share; each must divide every attention stage's grid.
+        scales: token groups that the heads of `gw_ssa` share; each must divide every attention stage's grid.
         expand: hidden width of the feed-forward over the stream's.
         group_width: channels a group of its 3×3.
         input_code: `"1x8"` (bit planes, accumulate-only) or `"direct"` (one multiply-accumulate pass).
@@ -129,6 +130,10 @@ class Ge2mST(nn.Module):
         attention_rates: expected spikes a neuron and image of `q`, `k`, `v`: the order of attention's products, and so
             its cost, follows from them; `deploy` measures them where it has images.
         qk_code: temporal grouping of the neurons of `q` and `k`; `"1x1"` is binary.
+        lif: what `lif`, `plif` and `if` neurons are set to; the others have no use for it.
+        rate_steps: of a `qcfs` network that is run rate-coded; `ge2mst_jax.convert.rate_coded` sets it.
+        attention: a name from `ge2mst_jax.nn.ATTENTIONS`.
+        local: whether a depth-wise convolution joins attention's current.
 
     Call: `(images [B, H, W, C], train=False)`, float in [0, 1] or uint8. Returns `(logits [B, num_classes], aux)`;
     `aux` maps layer names to their records, in the order of the network.
@@ -158,6 +163,10 @@ class Ge2mST(nn.Module):
     backend: str | None = None
     attention_rates: tuple[float, float, float] = ATTENTION_RATES
     qk_code: SpikeCode = QK_CODE
+    lif: LIFSettings = LIFSettings()
+    rate_steps: int = 0
+    attention: str = "gw_ssa"
+    local: bool = True
 
     def __post_init__(self):
         check_fields(self)
@@ -165,8 +174,8 @@ class Ge2mST(nn.Module):
 
     @property
     def num_steps(self) -> int:
-        """`T` of a network that sends levels: of the longest spike train."""
-        return max(self.code.num_steps, self.qk_code.num_steps)
+        """`T`: of the longest spike train of a network that sends levels, or of one that is rate-coded."""
+        return self.rate_steps or max(self.code.num_steps, self.qk_code.num_steps)
 
     @property
     def wire(self) -> Wire:
@@ -174,7 +183,7 @@ class Ge2mST(nn.Module):
         arithmetic = Arithmetic(self.current_bits, self.backend)
         return Wire(
             self.code, self.neuron, self.execution, self.capture, self.dtype, arithmetic, self.attention_rates,
-            self.qk_code,
+            self.qk_code, self.lif, self.rate_steps, self.attention, self.local,
         )  # fmt: skip
 
     @nn.compact
@@ -223,10 +232,11 @@ def check_fields(model: Ge2mST) -> None:
 
 
 def _check_attention(model: Ge2mST, stage: StageSize) -> None:
-    if stage.channels % (model.head_width * len(model.scales)):
+    scales = len(model.scales) if ATTENTIONS[model.attention].groups else 1
+    if stage.channels % (model.head_width * scales):
         raise ValueError(
             f"an attention stage of {stage.channels} channels cannot give equal shares of heads "
-            f"of width {model.head_width} to {len(model.scales)} scales"
+            f"of width {model.head_width} to {scales} scale{'s' * (scales > 1)}"
         )
     hidden = stage.channels * model.expand
     if hidden % min(model.group_width, hidden):

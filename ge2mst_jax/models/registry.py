@@ -5,11 +5,11 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.checks import check_choice, shown
+from ge2mst_jax.checks import check_choice, one_line, shown
 from ge2mst_jax.grouping import Scale, check_rates
 from ge2mst_jax.models.ge2mst import Ge2mST, StageSize
 from ge2mst_jax.nn.wire import check_dtype
-from ge2mst_jax.spiking import SpikeCode
+from ge2mst_jax.spiking import LIFSettings, SpikeCode
 
 
 def _stages(*rows):
@@ -56,8 +56,8 @@ def create_model(name: str, **changes) -> Ge2mST:
 
     Args:
         name: a key of `SIZES`.
-        **changes: fields of `Ge2mST`; codes may be texts (`"2x2"`), `scales` texts (`("block1x7", "grid7x1")`).
-            `num_classes` is 10 unless given.
+        **changes: fields of `Ge2mST`; codes may be texts (`"2x2"`), `scales` texts (`("block1x7", "grid7x1")`), `lif`
+            a dict of the fields of `LIFSettings`. `num_classes` is 10 unless given.
 
     Returns:
         A Linen module: `model.init(key, images)`, `model.apply(variables, images, train=...)`.
@@ -74,7 +74,7 @@ def create_model(name: str, **changes) -> Ge2mST:
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r} of {name}: known are {', '.join(_FIELDS)}")
     fields = {"num_classes": 10, "dtype": "float32", **SIZES[name], **changes}
-    fields = {field: int(value) if isinstance(value, np.integer) else value for field, value in fields.items()}
+    fields = {f: value.item() if isinstance(value, np.integer | np.bool_) else value for f, value in fields.items()}
     for name in fields.keys() & {"code", "qk_code"}:
         if not isinstance(fields[name], SpikeCode):
             fields[name] = SpikeCode.parse(fields[name])
@@ -83,6 +83,8 @@ def create_model(name: str, **changes) -> Ge2mST:
     )
     fields["attention_rates"] = check_rates(fields.get("attention_rates", Ge2mST.attention_rates))
     fields["stages"] = _each("stages", fields["stages"], StageSize, _stage, "(('conv', 64, 2), ('attention', 128, 4))")
+    if isinstance(fields.get("lif"), dict):
+        fields["lif"] = _settings(fields["lif"])
     check_dtype(fields["dtype"])
     fields["dtype"] = jnp.dtype(fields["dtype"])
     return Ge2mST(**fields)
@@ -92,6 +94,13 @@ def _each(name: str, values, kind, make, example: str) -> tuple:
     if not isinstance(values, tuple | list):
         raise ValueError(f"{name} is {shown(values)}: it must be a tuple such as {example}")
     return tuple(value if isinstance(value, kind) else make(value) for value in values)
+
+
+def _settings(fields: dict) -> LIFSettings:
+    try:
+        return LIFSettings(**fields)
+    except TypeError as error:
+        raise ValueError(f"lif is {shown(fields)}: {one_line(error)}") from error
 
 
 def _stage(row) -> StageSize:
@@ -115,4 +124,5 @@ def model_fields(model: Ge2mST) -> dict:
         "stages": [list(dataclasses.astuple(stage)) for stage in model.stages],
         "dtype": jnp.dtype(model.dtype).name,
         "attention_rates": list(model.attention_rates),
+        "lif": dataclasses.asdict(model.lif),
     }

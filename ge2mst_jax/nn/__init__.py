@@ -1,16 +1,16 @@
 """The thin Flax Linen shell: signals, neuron and synaptic layers, blocks."""
 
 from ge2mst_jax.nn.blocks import (
-    GWSSA,
     INPUT_CODES,
     AttentionBlock,
     ConvBlock,
     Downsample,
     FeedForward,
+    SelfAttention,
     Stem,
 )
 from ge2mst_jax.nn.images import check_images, in_range, pixels, refuse_others
-from ge2mst_jax.nn.layers import Attention, Head, Neuron, Synapse
+from ge2mst_jax.nn.layers import Attention, Gated, GateSums, Head, Neuron, Synapse
 from ge2mst_jax.nn.maps import conv2d, fan_out, output_size
 from ge2mst_jax.nn.planes import (
     MAX_GUARD_BITS,
@@ -23,11 +23,13 @@ from ge2mst_jax.nn.planes import (
 )
 from ge2mst_jax.nn.wire import (
     ATTENTION_RATES,
+    ATTENTIONS,
     CAPTURES,
     DTYPES,
     EXECUTIONS,
     NEURONS,
     QK_CODE,
+    AttentionKind,
     AttentionRecord,
     Current,
     NeuronRecord,
@@ -37,11 +39,11 @@ from ge2mst_jax.nn.wire import (
 )
 
 __all__ = [
+    "ATTENTIONS",
     "ATTENTION_RATES",
     "CAPTURES",
     "DTYPES",
     "EXECUTIONS",
-    "GWSSA",
     "INPUT_CODES",
     "MAX_GUARD_BITS",
     "NEURONS",
@@ -49,15 +51,19 @@ __all__ = [
     "Arithmetic",
     "Attention",
     "AttentionBlock",
+    "AttentionKind",
     "AttentionRecord",
     "ConvBlock",
     "Current",
     "Downsample",
     "FeedForward",
+    "GateSums",
+    "Gated",
     "Head",
     "Neuron",
     "NeuronRecord",
     "Planes",
+    "SelfAttention",
     "Signal",
     "Stem",
     "Synapse",

@@ -1,13 +1,14 @@
-"""Blocks: the stem, GW-SSA, the group-wise feed-forward and the convolution block. Residual sums join currents."""
+"""Blocks: the stem, attention, the group-wise feed-forward and the convolution block. Residual sums join currents."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from ge2mst_jax.grouping import Scale
+from ge2mst_jax.nn.gates import BINARY
 from ge2mst_jax.nn.images import check_images, pixels
-from ge2mst_jax.nn.layers import Attention, Neuron, Synapse
+from ge2mst_jax.nn.layers import Attention, Gated, GateSums, Neuron, Synapse
 from ge2mst_jax.nn.neuron import record
-from ge2mst_jax.nn.wire import Current, Signal, Wire
+from ge2mst_jax.nn.wire import ATTENTIONS, Current, Signal, Wire
 from ge2mst_jax.spiking import SpikeCode
 
 PIXELS = SpikeCode.parse("1x8")
@@ -47,18 +48,18 @@ class Stem(nn.Module):
         return current, aux
 
 
-class GWSSA(nn.Module):
-    """Group-wise spiking self-attention with its depth-wise convolution half, between two currents.
+class SelfAttention(nn.Module):
+    """The wire's attention with its depth-wise convolution half, between two currents.
 
     `q`, `k` (of the wire's `qk_code`, a threshold a head) and `v` come from the block input's spikes; the attention
-    neuron's current is `2^-p θ_q θ_k θ_v (A·v) + BN(dw(v))`, and a 1×1 synapse takes its spikes back to the stream.
-    Deployed, that current is counted in units of `2^-p θ_q θ_k θ_v` (one a head), so that `A·v` joins as the integer
-    that it is.
+    neuron's current is what `attended` gives plus `BN(dw(v))` where the wire says `local` (`BN(dw(k))` where there is
+    no `v`), and a 1×1 synapse takes its spikes back to the stream. Deployed, that current is counted in units of what
+    one count is worth, so that attention joins as the integer that it is.
 
     Args:
         wire: the network's agreement.
-        heads: attention heads; the scales share them.
-        scales: token groups.
+        heads: attention heads.
+        scales: token groups that the heads share, of `gw_ssa`.
 
     Call: `(Current, train) -> (Current, aux)`.
     """
@@ -69,24 +70,62 @@ class GWSSA(nn.Module):
 
     @nn.compact
     def __call__(self, current: Current, train: bool):
-        channels = current.value.shape[-1]
+        channels, kind = current.value.shape[-1], ATTENTIONS[self.wire.attention]
         signal, aux = Neuron(self.wire, name="neuron")(current)
         signals = {}
-        for key in "qkv":
-            made, more = Synapse(self.wire, channels, name=key)(signal, train)
+        for key in "qkv" if kind.value_expand else "qk":
+            features = channels * kind.value_expand if key == "v" else channels
+            made, more = Synapse(self.wire, features, name=key)(signal, train)
             aux |= more
             code, shares = (None, 1) if key == "v" else (self.wire.qk_code, self.heads)
             neuron = Neuron(self.wire, code, shares, name=f"neuron_{key}")
             signals[key], more = neuron(made)
             aux |= more
-        attended, unit, more = Attention(self.wire, self.heads, self.scales, name="attention")(*signals.values())
+        summed, unit, more = attended(self.wire, self.heads, self.scales, signals)
         aux |= more
-        local, more = Synapse(self.wire, channels, 3, group_width=1, name="local")(signals["v"], train, unit)
-        aux |= more
-        signal, more = Neuron(self.wire, name="neuron_out")(attended + local, unit)
+        if self.wire.local:
+            local = Synapse(self.wire, features, 3, group_width=1, name="local")
+            local, more = local(signals.get("v", signals["k"]), train, unit)
+            aux |= more
+            summed = summed + local
+        signal, more = Neuron(self.wire, name="neuron_out")(summed, unit)
         aux |= more
         out, more = Synapse(self.wire, channels, name="out")(signal, train)
         return out, aux | more
+
+
+def attended(wire: Wire, heads: int, scales: tuple[Scale, ...], signals: dict[str, Signal]):
+    """What the wire's attention makes of its signals.
+
+    | attention | current | per |
+    |---|---|---|
+    | `gw_ssa`, `ssa`, `sdsa` | `2^-p θ_q θ_k θ_v (q kᵀ) v` | token group of a scale; all tokens |
+    | `sdsa_v1` | `θ_q θ_g g ⊙ q`, `g = SN(c²/N θ_k θ_v Σ_tokens k ⊙ v)` | channel |
+    | `qk_token` | `θ_k θ_g g ⊙ k`, `g = SN(c/d θ_q Σ_channels q)` | token and head |
+
+    `SN` is a binary neuron with a threshold a head; `c = 2^bits` (`gates.BITS`) lets about half of the gates open at
+    first. As every spike, one of a gate is worth its threshold. Of real numbers (the ANN reference) a gate is binary
+    too, at a threshold that nothing learns: a sum without an upper end would multiply what it should mask.
+
+    Args:
+        wire, heads, scales: as of `SelfAttention`.
+        signals: `q` and `k`, `[..., H, W, C]`, and `v`, `[..., H, W, value_expand·C]`, where there is one.
+
+    Returns:
+        `(Current, unit, aux)`, as wide as `v`, or as `k` where there is none.
+
+    Source: our reading of GW-SSA (`ge2mst_jax.grouping.attention`); Zhou et al., ICLR 2023 (`ssa`); Yao et al., 2025
+    (`sdsa`; here without the scale `2/√d`); `ge2mst_jax.grouping.gates` (`sdsa_v1`, `qk_token`).
+    """
+    kind = ATTENTIONS[wire.attention]
+    if kind.masks:
+        sums, unit, aux = GateSums(wire, heads, name="gate")(*(signals[key] for key in kind.gated_by))
+        gate, more = Neuron(wire, BINARY, heads, gate=True, name="neuron_gate")(sums, unit)
+        passed, unit, last = Gated(wire, heads, name="attention")(signals[kind.masks], gate)
+        return passed, unit, aux | more | last
+    if not kind.groups:
+        scales = (Scale("block", signals["v"].image_shape[:2]),)
+    return Attention(wire, heads, scales, name="attention")(*signals.values())
 
 
 class FeedForward(nn.Module):
@@ -159,7 +198,7 @@ class ConvBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """GW-SSA, then the group-wise feed-forward, each in a membrane shortcut.
+    """The wire's attention, then the group-wise feed-forward, each in a membrane shortcut.
 
     Call: `(Current, train) -> (Current, aux)`, the stream after the block.
     """
@@ -173,8 +212,8 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, current: Current, train: bool):
-        attended, aux = GWSSA(self.wire, self.heads, self.scales, name="attention")(current, train)
-        current = current + drop_path(attended, self.drop_path, train)
+        made, aux = SelfAttention(self.wire, self.heads, self.scales, name="attention")(current, train)
+        current = current + drop_path(made, self.drop_path, train)
         fed, more = FeedForward(self.wire, self.expand, self.group_width, name="feed_forward")(current, train)
         return current + drop_path(fed, self.drop_path, train), aux | more
 

@@ -5,7 +5,8 @@ import functools
 import jax.numpy as jnp
 
 from ge2mst_jax.grouping import attention_halves
-from ge2mst_jax.nn.attention import AttentionLayer, attention_counts
+from ge2mst_jax.nn.attention import AttentionLayer
+from ge2mst_jax.nn.gates import GatedLayer, GateSumsLayer
 from ge2mst_jax.nn.neuron import NeuronLayer
 from ge2mst_jax.nn.planes import EXACT, integer_conv, integer_sums
 from ge2mst_jax.nn.synapse import HeadLayer, SynapseLayer, summed_over_tokens
@@ -53,18 +54,31 @@ class Head(HeadLayer):
         return bias[None] + signal.integrate(linear_map)
 
 
-#: Counts are below `2^24`, and one operand of every product is a spike or a level.
-EXACT_HALVES = functools.partial(attention_halves, precision="highest")
+class Shifted:
+    """A deployed counting layer. Counts are below `2^24`, and one operand of every product is a spike or a level."""
 
+    halves = staticmethod(functools.partial(attention_halves, precision="highest"))
+    operand = jnp.float32
 
-class Attention(AttentionLayer):
-    __doc__ = AttentionLayer.__doc__
-
-    def attend(self, q, k, v):
-        """`(Current, None, aux)`: the counts, shifted to their current's `2^-f` by the layer's `shift`."""
-        counts, aux = attention_counts(q, k, v, self, EXACT_HALVES, jnp.float32)
+    def handed_on(self, counts, signals, aux):
+        """`(Current, None)`: the counts, shifted to their current's `2^-f` by the layer's `shift`."""
         ((name, record),) = aux.items()
         if record.bound > EXACT:
-            raise ValueError(f"{name}: counts up to {record.bound} leave float32's {EXACT}: use smaller token groups")
+            raise ValueError(
+                f"{name}: counts up to {record.bound} leave float32's {EXACT}: use smaller token groups, or codes of "
+                "fewer levels"
+            )
         shift = self.get_variable("params", "shift")  # only `convert` makes it
-        return counts.replace(value=jnp.left_shift(counts.value.astype(jnp.int32), shift)), None, aux
+        return counts.replace(value=jnp.left_shift(counts.value.astype(jnp.int32), shift)), None
+
+
+class Attention(Shifted, AttentionLayer):
+    __doc__ = AttentionLayer.__doc__
+
+
+class GateSums(Shifted, GateSumsLayer):
+    __doc__ = GateSumsLayer.__doc__
+
+
+class Gated(Shifted, GatedLayer):
+    __doc__ = GatedLayer.__doc__

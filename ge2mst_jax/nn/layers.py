@@ -5,7 +5,7 @@ from ge2mst_jax.nn.wire import Wire
 
 
 def layers_of(wire: Wire):
-    """The module whose `Neuron`, `Synapse`, `Head` and `Attention` a network of this wire is made of."""
+    """The module whose `Neuron`, `Synapse`, `Head`, `Attention`, ... a network of this wire is made of."""
     return training if wire.execution == "training" else deployed
 
 
@@ -27,3 +27,13 @@ def Head(wire: Wire, *fields, **named):
 def Attention(wire: Wire, *fields, **named):
     """Attention of three signals; fields and call: `nn.attention.AttentionLayer`."""
     return layers_of(wire).Attention(wire, *fields, **named)
+
+
+def GateSums(wire: Wire, *fields, **named):
+    """What a gate decides by, of one or two signals; fields and call: `nn.gates.GateSumsLayer`."""
+    return layers_of(wire).GateSums(wire, *fields, **named)
+
+
+def Gated(wire: Wire, *fields, **named):
+    """What a gate lets through; fields and call: `nn.gates.GatedLayer`."""
+    return layers_of(wire).Gated(wire, *fields, **named)

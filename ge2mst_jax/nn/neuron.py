@@ -16,6 +16,7 @@ class NeuronLayer(nn.Module):
         wire: the network's agreement.
         code: another code than the wire's (`q`, `k`: its `qk_code`).
         heads: thresholds a layer; channels are shared out among them.
+        gate: whether it opens and closes what others send: binary whatever the wire's neuron.
 
     Call: `(current, unit=None) -> (Signal, aux)`. `unit` is the value of one unit of the current where that is a
     count (attention), `[C]`: the deployed threshold is `θ/unit`.
@@ -24,6 +25,7 @@ class NeuronLayer(nn.Module):
     wire: Wire
     code: SpikeCode | None = None
     heads: int = 1
+    gate: bool = False
 
     @nn.compact
     def __call__(self, current: Current, unit=None):
@@ -32,7 +34,7 @@ class NeuronLayer(nn.Module):
         if current.value.shape[-1] % self.heads:
             raise ValueError(f"{name}: {self.heads} heads cannot share {current.value.shape[-1]} channels equally")
         signal, activity = self.fire(current, self.code or self.wire.code, name, unit)
-        return signal, {name: record(signal, activity, self.wire, current)}
+        return signal, {name: record(signal, activity, self.wire, current).replace(gate=self.gate)}
 
 
 def record(signal: Signal, activity, wire: Wire, current: Current | None) -> NeuronRecord:

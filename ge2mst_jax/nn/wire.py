@@ -4,16 +4,16 @@ What holds arrays is equal to itself alone: `==` of two of them has no one answe
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ge2mst_jax.checks import check_choice, shown
+from ge2mst_jax.checks import check_choice, check_flag, check_whole, shown
 from ge2mst_jax.grouping import check_rates
 from ge2mst_jax.nn.planes import Arithmetic
-from ge2mst_jax.spiking import SpikeCode, expg_charge
+from ge2mst_jax.spiking import LIFSettings, SpikeCode, expg_charge
 
 #: Spikes a neuron and image of `q`, `k`, `v`, as `ge2mst_nano` fires on the digits (docs/results.md).
 ATTENTION_RATES = (0.44, 0.40, 0.63)
@@ -25,12 +25,39 @@ DTYPES = ("float32", "bfloat16", "float16")
 #: name: what it is. The first three send levels in one pass, the last three fire at every step.
 NEURONS = {
     "expg": "ExpG-IF: grouped exponential code, one-pass twin, lossless",
-    "qcfs": "QCFS: rate code in one pass, the activation of ANN-SNN conversion",
-    "sfa": "spike-firing approximation: rate code in one pass, fixed threshold",
+    "qcfs": "QCFS: the activation of ANN-SNN conversion in one pass; run as integrate-and-fire it is rate-coded, lossy",
+    "sfa": "spike-firing approximation: rate code in one pass, fixed threshold, lossless",
     "relu": "the ANN reference",
     "if": "integrate-and-fire, STBP",
     "lif": "leaky integrate-and-fire, STBP",
     "plif": "leaky integrate-and-fire with a learned leak, STBP",
+}
+
+
+class AttentionKind(NamedTuple):
+    """What an attention is, and what tells it from the others.
+
+    Args:
+        about: in words.
+        groups: whether tokens attend inside the groups of several scales; else over the whole grid.
+        value_expand: width of `v` over that of `q` and `k`; 0 where there is no `v`.
+        masks: the signal that a binary gate masks; none where `(q kᵀ) v` is computed.
+        gated_by: the one or two signals whose spikes the gate counts.
+    """
+
+    about: str
+    groups: bool = False
+    value_expand: int = 1
+    masks: str = ""
+    gated_by: str = ""
+
+
+ATTENTIONS = {
+    "gw_ssa": AttentionKind("GW-SSA: (q kᵀ) v inside token groups of several scales", groups=True),
+    "ssa": AttentionKind("Spikformer's SSA: (q kᵀ) v over all tokens"),
+    "sdsa": AttentionKind("SDT-V3's E-SDSA: (q kᵀ) v over all tokens, v wider than q and k", value_expand=4),
+    "sdsa_v1": AttentionKind("Spike-driven Transformer's SDSA: SN(Σ_tokens k ⊙ v) ⊙ q", masks="q", gated_by="kv"),
+    "qk_token": AttentionKind("QKFormer's: SN(Σ_channels q) ⊙ k", value_expand=0, masks="k", gated_by="q"),
 }
 
 
@@ -49,9 +76,14 @@ class Wire:
         arithmetic: of a deployed network.
         attention_rates: expected spikes of the neurons of `q`, `k`, `v`, by which attention orders its products.
         qk_code: of the neurons of `q` and `k`.
+        lif: what `lif`, `plif` and `if` neurons are set to.
+        rate_steps: `T` of a `qcfs` network that is run as integrate-and-fire, see `convert.rate_coded`; 0: as its twin.
+        attention: a name from `nn.ATTENTIONS`.
+        local: whether a depth-wise convolution joins attention's current.
 
     Raises:
-        ValueError: a code that is none, an unknown neuron, execution, capture or dtype, rates that are none.
+        ValueError: a code that is none, an unknown neuron, execution, capture, dtype or attention, rates or settings
+            that are none, `rate_steps` of another network than one that can be rate-coded.
 
     >>> Wire(SpikeCode.parse("2x2")).execution
     'training'
@@ -65,6 +97,10 @@ class Wire:
     arithmetic: Arithmetic = dataclasses.field(default_factory=Arithmetic)
     attention_rates: tuple[float, float, float] = ATTENTION_RATES
     qk_code: SpikeCode = QK_CODE
+    lif: LIFSettings = dataclasses.field(default_factory=LIFSettings)
+    rate_steps: int = 0
+    attention: str = "gw_ssa"
+    local: bool = True
 
     def __post_init__(self):
         for name in ("code", "qk_code"):
@@ -75,6 +111,22 @@ class Wire:
         check_choice("capture", self.capture, CAPTURES)
         check_dtype(self.dtype)
         check_rates(self.attention_rates)
+        check_choice("attention", self.attention, ATTENTIONS)
+        check_flag("local", self.local)
+        if not isinstance(self.lif, LIFSettings):
+            raise ValueError(f"lif is {shown(self.lif)}: it must be LIFSettings, such as LIFSettings(tau=4.0)")
+        if check_whole("rate_steps", self.rate_steps, 0, 255):
+            self._check_rate_coded()
+
+    def _check_rate_coded(self):
+        if self.neuron != "qcfs" or self.execution != "training":
+            raise ValueError(
+                f"rate_steps: only qcfs neurons under execution 'training' can be rate-coded, not {self.neuron} under "
+                f"{self.execution!r}"
+            )
+        for code in (self.code, self.qk_code):
+            if code.has_gaps:
+                raise ValueError(f"rate_steps: code {code} has no level for every rate: train with one without a cap")
 
 
 def check_dtype(dtype) -> None:
@@ -97,7 +149,7 @@ class Signal:
     """What a neuron layer sends: levels, or a spike train, with its code and threshold.
 
     `form` says which: `"levels"` `[B, ...]`; `"train"` `[T, B, ...]`, whose receiver adds up the whole train
-    before it fires (layer-synchronous); `"steps"` `[T, B, ...]`, whose receiver fires at every step (STBP).
+    before it fires (layer-synchronous); `"steps"` `[T, B, ...]`, whose receiver fires at every step (STBP, rate codes).
 
     Models never ask which: they hand `integrate` a linear map.
 
@@ -110,11 +162,12 @@ class Signal:
     """
 
     data: jax.Array
-    threshold: jax.Array | None  # the value of one level; None once folded into what follows
+    threshold: jax.Array | None  # the value of one level (of a spike: `worth` of them); None once folded into the rest
     code: SpikeCode | None = struct.field(pytree_node=False)  # None: real numbers (the ANN reference)
     form: str = struct.field(pytree_node=False)
     source: str = struct.field(pytree_node=False)  # the neuron layer that sent it
     kept: jax.Array | None = None  # levels as a backward pass keeps them; see `spiking.expg_twin_kept`
+    worth: int = struct.field(pytree_node=False, default=1)  # levels that a spike stands for, where it is rate-coded
 
     def integrate(self, linear_map, rest=None):
         """Applies a linear map `[N, ...] -> [N, ...]`: once to levels, step by step to spikes.
@@ -212,6 +265,7 @@ class NeuronRecord:
     steps: int = struct.field(pytree_node=False)  # T; 0 of real numbers, which are sent once and are no spikes
     shape: tuple[int, ...] = struct.field(pytree_node=False)  # (H, W, C)
     parts: tuple[str, ...] = struct.field(pytree_node=False)  # of its current; () for the image
+    gate: bool = struct.field(pytree_node=False, default=False)  # whether it opens and closes what others send
 
     @property
     def real(self) -> bool:
@@ -240,11 +294,11 @@ class SynapseRecord:
 
 @struct.dataclass(eq=False)
 class AttentionRecord:
-    """What an attention leaves in `aux`."""
+    """What an attention, or a part of one, leaves in `aux`."""
 
     synops: jax.Array | None  # [B] int32
-    sources: tuple[str, ...] = struct.field(pytree_node=False)  # q, k, v
+    sources: tuple[str, ...] = struct.field(pytree_node=False)  # q, k, v; one or two of them; what is gated and a gate
     #: of each product: multiply-accumulates of one dense pass, and the neuron layers whose spikes meet in it
     products: tuple[tuple[int, tuple[str, ...]], ...] = struct.field(pytree_node=False)
-    bound: int = struct.field(pytree_node=False)  # m·d·L_q·L_k·L_v, the largest count that can arrive
+    bound: int = struct.field(pytree_node=False)  # the largest count that can arrive; of attention m·d·L_q·L_k·L_v
     out_shape: tuple[int, ...] = struct.field(pytree_node=False)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ge2mst_jax.checks import cut, one_line
 from ge2mst_jax.grouping import partition, unpartition
-from ge2mst_jax.nn import AttentionRecord, NeuronRecord, SynapseRecord
+from ge2mst_jax.nn import ATTENTIONS, AttentionRecord, NeuronRecord, SynapseRecord
 
 INK, FAINT, BAND = "#1f2933", "#9aa5b1", "#f2f5f8"
 ROLES = {"stem": "#7b61a8", "hidden": "#2b7bba", "attention": "#e07b39", "head": "#3d9970"}
@@ -220,12 +220,12 @@ def confusion_figure(confusion: np.ndarray, classes) -> bytes:
 
 
 def groups_figure(net, image) -> Figure | None:
-    """The token groups of the first attention over an image, a panel a scale; `None` without attention.
+    """The token groups of the first attention over an image, a panel a scale; `None` without attention in groups.
 
     Tokens of one colour attend to each other; one group is outlined in full colour.
     """
     record = next((r for r in net.layers.values() if isinstance(r, AttentionRecord)), None)
-    if record is None:
+    if record is None or not ATTENTIONS[net.model.attention].groups:
         return None
     height, width = record.out_shape[:2]
     scales = net.model.scales

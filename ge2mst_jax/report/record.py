@@ -38,6 +38,8 @@ def build_report(*, dataset, model_name, net, certificate, counter, audit, secon
             "code": str(net.model.code),
             "qk_code": str(net.model.qk_code),
             "neuron": net.model.neuron,
+            "attention": net.model.attention,
+            "local": net.model.local,
             "input_code": net.model.input_code,
             "current_bits": net.model.current_bits,
         },

@@ -1,11 +1,12 @@
 """Spiking neurons as pure steps, `step(params, state, input) -> (state, output)`, scanned over time."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.checks import check_choice
+from ge2mst_jax.checks import check_choice, check_number
 from ge2mst_jax.spiking.codes import SpikeCode
 from ge2mst_jax.spiking.operands import (
     align,
@@ -18,7 +19,7 @@ from ge2mst_jax.spiking.operands import (
     operands,
 )
 from ge2mst_jax.spiking.scan import scan_time
-from ge2mst_jax.spiking.surrogate import heaviside
+from ge2mst_jax.spiking.surrogate import SURROGATES, heaviside
 
 
 class ExpGParams(NamedTuple):
@@ -169,9 +170,44 @@ class LIFParams(NamedTuple):
     threshold: jax.Array | float = 1.0
     reset: str = "soft"
     surrogate: str = "triangle"
+    width: float = 1.0
 
 
 RESETS = ("soft", "hard")
+
+
+@dataclasses.dataclass(frozen=True)
+class LIFSettings:
+    """What all `lif`, `plif` or `if` neurons of a network are set to: by default as spiking transformers set them.
+
+    Source: Spikformer, Spike-driven Transformer and SpikingResformer agree on `τ = 2` with a decayed input, a threshold
+    of 1 and a detached hard reset. The surrogate is SpikingResformer's, SpikingJelly's ATan of α = 2; the other two
+    train with the Sigmoid of α = 4 that SpikingJelly 0.0.0.0.12 takes by itself, here `sigmoid` of width 1.
+
+    Raises:
+        ValueError: a number out of range, an unknown reset or surrogate.
+
+    >>> LIFSettings(tau=0.5)
+    Traceback (most recent call last):
+    ValueError: lif.tau is 0.5: it must be a number above 1 and at most 1e+06
+    """
+
+    tau: float = 2.0
+    """Time constant in steps, above 1: a current counts 1/tau. plif learns its own from here; if has none."""
+    threshold: float = 1.0
+    """Of the membrane, at which a neuron fires."""
+    reset: str = "hard"
+    """Of the membrane after a spike: hard (0 is left) or soft (what is above the threshold is left)."""
+    surrogate: str = "arctan"
+    """Of the step function in the backward pass: triangle, arctan or sigmoid."""
+    width: float = 1.0
+    """Of the surrogate, 1/width being its height: ATan of alpha is arctan of 2/alpha, Sigmoid sigmoid of 4/alpha."""
+
+    def __post_init__(self):
+        for name, low in (("tau", 1), ("threshold", 0), ("width", 0)):
+            object.__setattr__(self, name, check_number(f"lif.{name}", getattr(self, name), low, 1e6, above=True))
+        check_choice("lif.reset", self.reset, RESETS)
+        check_choice("lif.surrogate", self.surrogate, SURROGATES)
 
 
 def if_params(**changes) -> LIFParams:
@@ -228,8 +264,8 @@ def lif_step(params: LIFParams, membrane, current):
         `(membrane, spikes)`, in the types of membrane and current.
 
     Raises:
-        ValueError: an unknown reset or surrogate, parameters that do not fit the current or, where known, are not
-            finite, a known threshold that is not above 0.
+        ValueError: an unknown reset or surrogate, a width out of range, parameters that do not fit the current or,
+            where known, are not finite, a known threshold that is not above 0.
 
     >>> lif_step(lif_params(2.0), jnp.array([0.0, 1.0]), jnp.array([1.0, 1.5]))
     (Array([0.5 , 0.25], dtype=float32), Array([0., 1.], dtype=float32))
@@ -247,30 +283,33 @@ def lif_step(params: LIFParams, membrane, current):
     kind = jnp.result_type(jnp.float32, membrane, current, *numbers.values())
     leak, gain, threshold = (align(x.astype(kind), current, name) for name, x in numbers.items())
     charge = leak * membrane.astype(kind) + gain * current.astype(kind)
-    spikes = heaviside(charge - threshold, params.surrogate)
+    spikes = heaviside(charge - threshold, params.surrogate, params.width)
     fired = jax.lax.stop_gradient(spikes)
     # Selected, not multiplied, where the reset is hard: a membrane may be infinite.
     after = charge - threshold * fired if params.reset == "soft" else jnp.where(fired > 0, 0, charge)
     return after.astype(membrane.dtype), spikes.astype(current.dtype)
 
 
-def lif_fire(currents, params: LIFParams):
+def lif_fire(currents, params: LIFParams, membrane=None):
     """Spike train of (leaky) integrate-and-fire neurons whose current arrives step by step.
 
     Args:
         currents: `[T, ...]`, floating; integers become float32. The membrane is float32, or float64 with its currents.
         params: from `if_params`, `lif_params` or `plif_params`.
+        membrane: `V` before the first step, broadcasting to the current's last axes; 0 if none.
 
     Returns:
         Spikes `[T, ...]`, in the currents' type.
 
     Raises: as `lif_step`; currents without a time axis.
 
-    >>> lif_fire(jnp.full((4, 1), 0.6), if_params())[:, 0]
-    Array([0., 1., 0., 1.], dtype=float32)
+    >>> lif_fire(jnp.full((4, 1), 0.6), if_params())[:, 0], lif_fire(jnp.full((4, 1), 0.6), if_params(), 0.5)[:, 0]
+    (Array([0., 1., 0., 1.], dtype=float32), Array([1., 0., 1., 0.], dtype=float32))
     """
     currents = as_floats("currents", currents)
     if currents.ndim == 0 or currents.shape[0] == 0:
         raise ValueError(f"currents of shape {currents.shape}: they must be [T, ...], of 1 step or more")
     first = jnp.zeros_like(currents[0], jnp.promote_types(currents.dtype, jnp.float32))
+    if membrane is not None:
+        first += align(as_floats("membrane", membrane).astype(first.dtype), first, "membrane")
     return scan_time(lif_step, params, first, currents)[1]

@@ -26,6 +26,8 @@ def heaviside(x, surrogate: str = "triangle", width: float = 1.0):
     | `arctan` | `1/(w(1 + (πx/w)²))` |
     | `sigmoid` | `σ'(4x/w)·4/w` |
 
+    SpikingJelly's ATan of `α` is `arctan` of width `2/α` (its own α = 2: 1), its Sigmoid `sigmoid` of `4/α`.
+
     Args:
         x: membrane minus threshold, any shape, floating; integers become float32.
         surrogate: one of `SURROGATES`.

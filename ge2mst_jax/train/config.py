@@ -9,7 +9,8 @@ from ge2mst_jax.data.augment import AugmentConfig
 from ge2mst_jax.data.decode import DecodeConfig
 from ge2mst_jax.data.source import ON_CORRUPT
 from ge2mst_jax.models import REMAT
-from ge2mst_jax.nn import NEURONS
+from ge2mst_jax.nn import ATTENTIONS, NEURONS
+from ge2mst_jax.spiking import LIFSettings
 
 DTYPES = ("float32", "bfloat16")
 
@@ -32,7 +33,8 @@ _NUMBERS = dict(
 #: Fields of another kind: what they must be.
 _KINDS = dict(
     data=str, data_dir=Path, decode=DecodeConfig, augment=AugmentConfig, model=str, code=str, qk_code=str,
-    input_code=str, scales=tuple, init_from=Path, distill_from=Path, profile=bool, coordinator=str,
+    attention=str, local=bool, input_code=str, lif=LIFSettings, scales=tuple, init_from=Path, distill_from=Path,
+    profile=bool, coordinator=str,
 )  # fmt: skip
 #: Fields that may be `None`.
 _OPTIONAL = tuple("data_dir steps spike_budget init_from distill_from coordinator num_processes process_id".split())
@@ -67,10 +69,16 @@ class TrainConfig:
     """Temporal grouping of the neurons of attention's queries and keys; 1x1 is binary."""
     neuron: str = "expg"
     """Kind of every neuron."""
+    lif: LIFSettings = dataclasses.field(default_factory=LIFSettings)
+    """What lif, plif and if neurons are set to."""
+    attention: str = "gw_ssa"
+    """Kind of attention: gw_ssa, ssa, sdsa, sdsa_v1 or qk_token."""
+    local: bool = True
+    """Whether a depth-wise convolution joins attention's current."""
     input_code: str = "1x8"
     """How the image is presented: 1x8 (bit planes) or direct (one multiply-accumulate pass)."""
     scales: tuple[str, ...] = ()
-    """Token groups that the heads share, such as block1x7 grid7x1; the model's own if none."""
+    """Token groups that the heads of gw_ssa share, such as block1x7 grid7x1; the model's own if none."""
     drop_path: float = 0.0
     """Probability that the last block's branch is dropped for an image; earlier blocks proportionally less."""
     remat: str = "none"
@@ -153,7 +161,8 @@ class TrainConfig:
                 object.__setattr__(self, name, check_number(name, value, low, high, **dict.fromkeys(ends, True)))
             elif name in _KINDS and not isinstance(value, _KINDS[name]):
                 raise ValueError(f"{name} is {shown(value)}: it must be a {_KINDS[name].__name__}")
-        for name, known in dict(on_corrupt=ON_CORRUPT, neuron=NEURONS, remat=REMAT, dtype=DTYPES).items():
+        choices = dict(on_corrupt=ON_CORRUPT, neuron=NEURONS, attention=ATTENTIONS, remat=REMAT, dtype=DTYPES)
+        for name, known in choices.items():
             check_choice(name, given[name], known)
         for scale in self.scales:
             if not isinstance(scale, str):
@@ -218,7 +227,10 @@ def as_json(config: TrainConfig) -> dict:
 
 
 #: Fields that runs of earlier versions do not have, and what those did.
-BEFORE = {"qk_code": "1x1", "distill_from": None, "distill_weight": 0.5}
+BEFORE = {
+    "qk_code": "1x1", "attention": "gw_ssa", "local": True, "distill_from": None, "distill_weight": 0.5,
+    "lif": {"tau": 2.0, "threshold": 1.0, "reset": "soft", "surrogate": "triangle", "width": 1.0},
+}  # fmt: skip
 
 
 def from_json(fields: dict) -> TrainConfig:
@@ -233,10 +245,10 @@ def from_json(fields: dict) -> TrainConfig:
     """
     fields = BEFORE | fields if isinstance(fields, dict) else fields
     _check_fields("the run's config", fields, TrainConfig)
-    _check_fields("the run's augment", fields["augment"], AugmentConfig)
-    _check_fields("the run's decode", fields["decode"], DecodeConfig)
-    parts = {"augment": AugmentConfig(**fields["augment"]), "decode": DecodeConfig(**fields["decode"])}
-    return TrainConfig(**fields | parts)
+    parts = {"augment": AugmentConfig, "decode": DecodeConfig, "lif": LIFSettings}
+    for name, kind in parts.items():
+        _check_fields(f"the run's {name}", fields[name], kind)
+    return TrainConfig(**fields | {name: kind(**fields[name]) for name, kind in parts.items()})
 
 
 def _check_fields(what: str, fields, kind) -> None:

@@ -1,6 +1,7 @@
 """A deployed network from whatever a run left: the folder of a training run, or of a deployed network."""
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 
@@ -128,19 +129,24 @@ def run_over(net: DeployedNet, source, plan: BatchPlan, execution: str, limit: i
     Raises:
         ValueError: not one image can be decoded.
     """
-    classes = net.model.num_classes
+    network = functools.partial(net, execution=execution)
+    return count_over(network, net.model.num_classes, source, plan, f"test, {execution}", limit, console)
+
+
+def count_over(network, classes: int, source, plan: BatchPlan, title: str, limit: int | None, console: Console):
+    """`run_over` of any network, from images to `(logits, aux)`, with so many classes; the bar has a title."""
     confusion, counter, skipped = np.zeros((classes, classes), int), SpikeCounter(), 0
     left = len(source) if limit is None else min(limit, len(source))
     steps = -(-left // plan.batch_size)
     batches = itertools.islice(eval_batches(source, plan), steps)
-    for batch in track(batches, f"test, {execution}", steps, console=console):
+    for batch in track(batches, title, steps, console=console):
         here = np.arange(len(batch["mask"])) < left
         left -= len(here)
         seen = np.flatnonzero(batch["mask"] * here)
         skipped += int(batch["skipped"][here].sum())
         if not len(seen):
             continue
-        logits, aux = net(jnp.asarray(batch["image"]), execution=execution)
+        logits, aux = network(jnp.asarray(batch["image"]))
         np.add.at(confusion, (batch["label"][seen], np.argmax(jax.device_get(logits), -1)[seen]), 1)
         counter.add(aux, seen)
     if not counter.images:

@@ -27,14 +27,15 @@ def fetched(tree):
 
 
 def neuron_layers(model, variables, images) -> dict:
-    """`{layer: (code, heads)}` of the neurons of a spiking network that learn their threshold."""
+    """`{layer: (code, heads)}` of the neurons of a spiking network that learn their threshold; gates, which an ANN has
+    as they are, aside."""
     aux = jax.eval_shape(lambda v, x: model.apply(v, x)[1], variables, images)
     raw = {
         path[:-1]: leaf for path, leaf in traverse_util.flatten_dict(variables["params"]).items() if path[-1] == "raw"
     }
     found = {}
     for name, record in aux.items():
-        if isinstance(record, NeuronRecord) and tuple(name.split("/")) in raw:
+        if isinstance(record, NeuronRecord) and not record.gate and tuple(name.split("/")) in raw:
             found[name] = record.code, max(raw[tuple(name.split("/"))].size, 1)
     return found
 
@@ -115,7 +116,7 @@ def spiking_start(ann, variables, model, initial, batches):
         ann: the network, with `neuron="relu"`.
         variables: `params` and `batch_stats` of it.
         model: the same with `neuron="expg"` (or `"qcfs"`).
-        initial: variables of it, whatever they are.
+        initial: variables of it, whatever they are, but for the thresholds of gates: those stay, an ANN's are as new.
         batches: a few arrays `[B, H, W, C]` of training images.
 
     Returns:
@@ -127,7 +128,8 @@ def spiking_start(ann, variables, model, initial, batches):
     Source: error-minimising thresholds as in the quantisation of activations (Choukroun et al., 2019).
     """
     params = shared_parameters(variables["params"], initial["params"])
-    ann = ann.clone(capture="levels", drop_path=0.0, scales=model.scales)  # groups have no parameters
+    # Groups have no parameters, nor has attention.
+    ann = ann.clone(capture="levels", drop_path=0.0, scales=model.scales, attention=model.attention)
     layers = neuron_layers(model, initial, batches[0])
     heads = tuple((name, n) for name, (_, n) in layers.items())
     sizes = tuple((name, code, n) for name, (code, n) in layers.items())

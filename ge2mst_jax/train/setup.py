@@ -18,6 +18,7 @@ def build_model(config: TrainConfig, num_classes: int):
     """The network that a config names."""
     changes = dict(
         num_classes=num_classes, code=config.code, qk_code=config.qk_code, neuron=config.neuron,
+        lif=config.lif, attention=config.attention, local=config.local,
         input_code=config.input_code, drop_path=config.drop_path, remat=config.remat, dtype=config.dtype,
     )  # fmt: skip
     return create_model(config.model, **changes | ({"scales": config.scales} if config.scales else {}))

@@ -22,7 +22,9 @@ from ge2mst_jax.convert import (
     digest_of,
 )
 from ge2mst_jax.grouping import Scale
+from ge2mst_jax.models import create_model, model_fields
 from ge2mst_jax.nn import planes
+from ge2mst_jax.spiking import LIFSettings
 
 IMAGES = random_images(16)
 LAYERS = (
@@ -161,6 +163,13 @@ def test_digest_is_that_of_the_numbers_and_of_the_definition(model, variables, n
         assert digest_of(changed.model, net.params, net.formats, net.image_shape) != net.digest
         with pytest.raises(CertificateError, match=r"definition was changed|formats are not those|stem/synapse"):
             certify(changed, IMAGES[:8])
+
+
+def test_network_of_before_the_settings_of_neurons_that_it_has_not_is_the_same(net):
+    """What was written before there were these fields says nothing of them: it comes back with their defaults."""
+    fields = {name: value for name, value in model_fields(net.model).items() if name not in ("lif", "rate_steps")}
+    for model in (create_model("ge2mst_nano", **fields), net.model.clone(lif=LIFSettings(tau=4.0))):
+        assert digest_of(model, net.params, net.formats, net.image_shape) == net.digest
 
 
 def test_networks_are_equal_if_their_definitions_and_numbers_are(model, variables, net, other):

@@ -224,7 +224,10 @@ def network(stages, image_shape, arrays, **fields):
             node = node.setdefault(key, {})
         node.update({key: np.array(numbers, np.int32) for key, numbers in layer.items()})
     stages = tuple(types.SimpleNamespace(kind=kind, channels=channels, depth=depth) for kind, channels, depth in stages)
-    fields = dict(stem_kernel=1, stem_stride=1, head_width=1, expand=2, group_width=8, qk_code="1x1") | fields
+    fields = dict(
+        stem_kernel=1, stem_stride=1, head_width=1, expand=2, group_width=8, qk_code="1x1", attention="gw_ssa",
+        local=True,
+    ) | fields  # fmt: skip
     return types.SimpleNamespace(
         model=types.SimpleNamespace(stages=stages, **fields), params=params, image_shape=image_shape
     )

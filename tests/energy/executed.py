@@ -1,20 +1,21 @@
 """Accumulates that a spiking program really does, counted while its traced program is run operation by operation.
 
-What counts is a product with a spike in it, as hardware would take it: two spikes that coincide are one accumulate; a
-spike that meets weights, or what others have counted, is one for every number that it adds. Shifts (powers of two) and
-spikes that gate a threshold are none. The network's currents have 24 bits: where weights are cut into planes, each
-meets the same spike, and that is the backend's affair. The audit's sets of numbers tell what a spike is: a count is 0
-or 1 by chance.
+What counts is a product with a spike in it, or a sum of spikes, as hardware would take it: two spikes that coincide are
+one accumulate, and so is one that passes a gate; a spike that meets weights, or what others have counted, is one for
+every number that it adds. Shifts (powers of two) and spikes that gate a threshold are none. The network's currents have
+24 bits: where weights are cut into planes, each meets the same spike, and that is the backend's affair. The audit's
+sets of numbers tell what a spike is: a count is 0 or 1 by chance.
 """
 
 import collections
+import dataclasses
 
 import jax
 import numpy as np
 from jax.extend import core
 
 from ge2mst_jax.energy.audit import CALLS, Reader, kinds_of, layer_of, live_equations, scan_operands
-from ge2mst_jax.energy.numbers import OF_KIND, constant, within
+from ge2mst_jax.energy.numbers import LARGEST_LEVEL, OF_KIND, constant, within
 
 
 class Counter:
@@ -47,10 +48,13 @@ class Counter:
         found = eqn.primitive.bind(*values, **eqn.params)
         found = found if eqn.primitive.multiple_results else [found]
         if name in ("dot_general", "mul", "conv_general_dilated"):
-            spikes = [numbers.kind == "binary" for numbers in sets]
-            self.synops[layer_of(scope)] += accumulates(eqn, spikes, *map(np.asarray, (*values, *found)))
+            self.synops[layer_of(scope)] += accumulates(eqn, sets, *map(np.asarray, (*values, *found)))
+        if name == "reduce_sum" and sets[0].kind == "binary" and not sets[0].fixed and values[0].ndim >= 4:
+            self.synops[layer_of(scope)] += int(np.count_nonzero(values[0]))
         kinds = self.reader.equation(eqn, list(sets), False, scope)
         kinds = [within(numbers, var.aval.dtype) for numbers, var in zip(kinds, eqn.outvars, strict=True)]
+        if name == "mul" and coincide(sets, values):  # what was counted is a count, 0 or 1 by chance
+            kinds = [dataclasses.replace(numbers, high=LARGEST_LEVEL, power=False) for numbers in kinds]
         return list(zip(found, kinds, strict=True))
 
     def scan(self, params, operands, scope):
@@ -65,9 +69,17 @@ class Counter:
         return [*carry, *((np.stack(values), sets[0]) for values, sets in columns)]
 
 
-def accumulates(eqn, spikes, left, right, found) -> int:
-    """Of one product; `spikes` says which operands are some."""
+def coincide(sets, values) -> bool:
+    """Whether a product is one of two neurons' spikes."""
+    return all(numbers.kind == "binary" and not numbers.fixed for numbers in sets) and all(x.ndim >= 4 for x in values)
+
+
+def accumulates(eqn, sets, left, right, found) -> int:
+    """Of one product."""
+    spikes = [numbers.kind == "binary" for numbers in sets]
     if eqn.primitive.name == "mul":
+        if coincide(sets, (left, right)):
+            return int(np.count_nonzero(found))
         # A depth-wise tap: spikes times one weight a channel. Step weights and thresholds are scalars.
         fired, weights = (left, right) if spikes[0] else (right, left)
         return int(np.count_nonzero(fired)) if any(spikes) and weights.size > 1 and fired.ndim >= 4 else 0

@@ -17,9 +17,14 @@ NETWORKS = {
     "keys first, several steps": dict(head_width=2, qk_code="1x2"),
     "queries first, several steps": dict(scales=("block1", "grid2"), qk_code="2x2"),
     "one group of all": dict(scales=("block4", "grid4")),
+    "queries first, wide values": dict(attention="sdsa", qk_code="1x2", head_width=16),
+    "keys first, wide values": dict(attention="sdsa"),
+    "gates of channels": dict(attention="sdsa_v1", qk_code="1x2", stages=(("attention", 16, 1),), stem_stride=2),
+    "gates of tokens": dict(attention="qk_token", qk_code="1x2", local=False),
     "a stem of stride 2": dict(stem_stride=2, stem_kernel=5, scales=("block2", "grid1")),
 }
-SLOW_NETWORKS, SLOW = ("keys first", "queries first", "one group of all"), pytest.mark.slow
+QUICK = ("keys first, several steps", "queries first, several steps", "gates of channels", "a stem of stride 2")
+SLOW = pytest.mark.slow
 
 
 def compare(model, shape):
@@ -42,7 +47,7 @@ def test_every_code_accumulates_what_is_counted(code):
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param(changes, id=name, marks=SLOW if name in SLOW_NETWORKS else ()) for name, changes in NETWORKS.items()],
+    [pytest.param(changes, id=name, marks=() if name in QUICK else SLOW) for name, changes in NETWORKS.items()],
 )
 def test_every_kind_of_layer_accumulates_what_is_counted(changes):
     compare(tiny_model("2x2", **changes), (8, 8, 2))

@@ -12,7 +12,7 @@ from ge2mst_jax import create_model
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.energy import SpikeCounter, connections_per_spike
 from ge2mst_jax.grouping import REAL, Scale
-from ge2mst_jax.nn import ATTENTION_RATES, GWSSA, AttentionRecord, Current, NeuronRecord, SynapseRecord, Wire
+from ge2mst_jax.nn import ATTENTION_RATES, AttentionRecord, Current, NeuronRecord, SelfAttention, SynapseRecord, Wire
 from ge2mst_jax.spiking import SpikeCode
 
 CODE = SpikeCode.parse("2x2")  # weights 2 1 2 1; levels 0..6 take 0 1 1 2 3 3 4 spikes
@@ -146,7 +146,7 @@ def test_synops_of_attention_are_those_counted_by_hand(window, expected):
     params |= {"local": hears_its_bias([0, 0], (3, 3, 1)), "out": hears_its_bias([0, 0])}
     params["attention"] = {"shift": jnp.int32(0)}
     wire = Wire(CODE, execution="spiking", attention_rates=REAL)
-    block = GWSSA(wire, 1, (Scale("block", window),))
+    block = SelfAttention(wire, 1, (Scale("block", window),))
     _, aux = block.apply({"params": params}, Current(jnp.full((1, 2, 2, 2), 6), ("stem",)), False)
     counter = count(aux)
     assert counter.layers["attention"].synops == expected
@@ -269,17 +269,17 @@ def test_both_executions_cost_the_same_synops(deployed):
     assert dense.neurons == spiking.neurons
 
 
-def test_neurons_that_fire_at_every_step_are_counted_step_by_step():
-    model = tiny_model(
-        "2x1", neuron="lif", stages=(("attention", 16, 1),), scales=("block2", "grid4"), capture="levels"
-    )
+@pytest.mark.parametrize(("fields", "steps"), [({"neuron": "lif"}, 2), ({"neuron": "qcfs", "rate_steps": 3}, 3)])
+def test_neurons_that_fire_at_every_step_are_counted_step_by_step(fields, steps):
+    fields |= dict(stages=(("attention", 16, 1),), scales=("block2", "grid4"), capture="levels")
+    model = tiny_model("2x1", **fields)
     scales = (Scale("block", 2), Scale("grid", 4))  # 4 tokens of width 8: queries first, as of equal rates
     variables, images = random_variables(model, (4, 4, 2)), random_images(3, (4, 4, 2))
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     _, aux = jax.jit(model.apply, compiler_options=options)(variables, images)
     pixels = np.moveaxis(np.unpackbits(images[..., None], axis=-1), -1, 0)
     trains = {name: np.asarray(r.train) for name, r in aux.items() if isinstance(r, NeuronRecord) and r.parts}
-    assert {name: (len(t), t.any()) for name, t in trains.items()} == dict.fromkeys(trains, (2, True))
+    assert {name: (len(t), t.any()) for name, t in trains.items()} == dict.fromkeys(trains, (steps, True))
     assert synops_of(count(aux)) == brute_synops(aux, trains | {"stem/image": pixels}, scales, 8, steps=True)
     record = aux["stage_0/block_0/attention/attention"]
     images_of = [{name: train[:, i : i + 1] for name, train in trains.items()} for i in range(3)]

@@ -54,13 +54,29 @@ def test_no_fine_tuning_is_none_and_every_code_has_its_column(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_spiking_run_is_deployed_as_it_is(tmp_path, capsys):
-    train(TrainConfig(code="2x2", **SHORT), tmp_path / "spiking")
+@pytest.mark.parametrize(("neuron", "code"), [("expg", "2x2"), ("sfa", "4x1")])
+def test_a_spiking_run_is_deployed_as_it_is(tmp_path, capsys, neuron, code):
+    train(TrainConfig(neuron=neuron, code=code, **SHORT), tmp_path / "spiking")
     status, found = converted(tmp_path / "spiking")
     said, wrong = capsys.readouterr()
     assert status == 0, wrong
-    assert [row["code"] for row in found["rows"]] == ["2x2"]
+    assert [(row["code"], row["differing"]) for row in found["rows"]] == [(code, "0, 0, 0")]
     assert "ann" not in found["rows"][0] and "as trained" in said
+    assert load_net(tmp_path / "spiking" / "converted" / code / "network").model.neuron == neuron
+
+
+@pytest.mark.slow
+def test_a_qcfs_run_is_run_rate_coded_for_each_number_of_steps(tmp_path, capsys):
+    train(TrainConfig(neuron="qcfs", code="4x1", **SHORT), tmp_path / "qcfs")
+    status, found = converted(tmp_path / "qcfs", "--rate-steps", 2, 8)
+    said, wrong = capsys.readouterr()
+    assert status == 0, wrong
+    assert [(row["rate_steps"], row["test_images"]) for row in found["rows"]] == [(2, 20), (8, 20)]
+    assert all(0 <= row["rate_coded"] <= 1 and row["trained"] == found["rows"][0]["trained"] for row in found["rows"])
+    costs = [(row["spikes_per_neuron"], row["exact_mj"]) for row in found["rows"]]
+    assert costs[1][0] > 2 * costs[0][0] > 0 and costs[1][1] > costs[0][1] > 0
+    assert "T = 2" in said and "T = 8" in said and "rate-coded" in said and "fine-tuned" not in said
+    assert [path.name for path in (tmp_path / "qcfs" / "converted").iterdir()] == ["convert.json"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +88,14 @@ def test_a_spiking_run_is_deployed_as_it_is(tmp_path, capsys):
         ("relu", ("--finetune-rate", 0), "finetune_rate is 0.0: it must be a number above 0"),
         ("relu", ("--certify", 0), "certify is 0"),
         ("relu", ("--step", 3), "step: an ANN is converted from its best checkpoint"),
-        ("lif", (), "run: its neurons are lif: expg ones are deployed, and an ANN of relu is converted"),
+        ("relu", ("--rate-steps", 2, 256), "rate_steps is 256: it must be a whole number, 1 to 255"),
+        ("qcfs", ("--rate-steps",), "rate_steps is empty: give at least one number of time steps"),
+        (
+            "lif",
+            (),
+            "run: its neurons are lif: expg and sfa ones are deployed, qcfs ones are run rate-coded, and an ANN",
+        ),
+        ("qcfs", ("--codes", "4x1"), "codes: this run's neurons are qcfs ones of code 1x4: leave codes out"),
         ("expg", ("--codes", "2x2"), "codes: this run's neurons are expg ones of code 1x4: leave codes out"),
     ],
 )

@@ -104,7 +104,7 @@ def test_both_orders_of_products_agree_exactly_on_spikes(tokens, width, precisio
     q, k, v = spikes(tokens, width), spikes(tokens, width, seed=2), levels(tokens, width)
     expected = (q.astype(int) @ k.astype(int).T) @ v.astype(int)
     for first in (True, False):
-        monkeypatch.setattr(attention, "keys_first", lambda m, d, rates, first=first: first)
+        monkeypatch.setattr(attention, "keys_first", lambda *_, first=first: first)
         traced = jax.make_jaxpr(lambda *x: group_attention(*x, precision))(q, k, v)
         shapes = [e.outvars[0].aval.shape for e in traced.eqns if e.primitive.name == "dot_general"]
         assert shapes[0] == ((width, width) if first else (tokens, tokens))
@@ -228,7 +228,7 @@ def test_scale_that_does_not_divide_the_grid_is_refused():
             attempt(x, x, x, (Scale("grid", 4),), grid=(4, 6))
 
 
-@pytest.mark.parametrize("wrong", [0, 1, 2])
+@pytest.mark.parametrize("wrong", [0, 1])
 def test_shapes_that_differ_are_refused(wrong):
     operands = [jnp.ones((2, 2, 1, 3 + (i == wrong))) for i in range(3)]
     with pytest.raises(ValueError, match=r"must be \[..., H, W, h, d\]"):

@@ -12,7 +12,7 @@ from flax import traverse_util
 from ge2mst_jax import create_model
 from ge2mst_jax.grouping import Scale, keys_first
 from ge2mst_jax.models import SIZES, StageSize, model_fields
-from ge2mst_jax.spiking import SpikeCode
+from ge2mst_jax.spiking import LIFSettings, SpikeCode
 
 
 @functools.cache
@@ -187,6 +187,10 @@ def test_scale_that_the_stages_share_must_divide_every_one_of_them():
     [
         ({"neuron": "lifs"}, "unknown neuron 'lifs': known are expg, qcfs, sfa, relu, if, lif, plif"),
         ({"input_code": "1x4"}, "unknown input_code '1x4': known are direct, 1x8"),
+        ({"lif": {"tau": 1}}, "lif.tau is 1: it must be a number above 1"),
+        ({"lif": {"beta": 1}}, "lif is {'beta': 1}: "),
+        ({"lif": "hard"}, "lif is 'hard': it must be LIFSettings"),
+        ({"rate_steps": 4}, "rate_steps: only qcfs neurons"),
         ({"execution": "sparse"}, "unknown execution 'sparse': known are training, dense, spiking"),
         ({"capture": "all"}, "unknown capture 'all': known are none, counts, levels"),
         ({"stages": (("mlp", 8, 1),)}, "unknown kind of stage 'mlp': known are conv, attention"),
@@ -353,7 +357,7 @@ def test_texts_and_values_make_the_same_network():
 @pytest.mark.parametrize("name", SIZES)
 def test_fields_make_the_network_again_through_json(name):
     changes = {"neuron": "plif", "code": "2x3/1", "qk_code": "2x2", "dtype": "bfloat16", "input_code": "direct"}
-    changes["num_classes"] = 7
+    changes |= {"num_classes": 7, "lif": LIFSettings(tau=3.0)}
     for model in (create_model(name), create_model(name, **changes)):
         fields = json.loads(json.dumps(model_fields(model)))
         assert create_model(name, **fields) == model
@@ -369,6 +373,8 @@ def test_fields_of_different_networks_differ():
         {"stages": (("conv", 24, 1),)},
         {"dtype": "bfloat16"},
         {"expand": 4},
+        {"lif": {"tau": 4.0}},
+        {"neuron": "qcfs", "rate_steps": 4},
     ):
         assert model_fields(create_model("ge2mst_nano", **change)) != model_fields(one)
 

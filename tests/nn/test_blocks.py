@@ -8,13 +8,13 @@ from flax import traverse_util
 
 from ge2mst_jax.grouping import Scale, gw_attention
 from ge2mst_jax.nn import (
-    GWSSA,
     Arithmetic,
     ConvBlock,
     Current,
     Downsample,
     FeedForward,
     Neuron,
+    SelfAttention,
     Signal,
     Synapse,
     Wire,
@@ -102,7 +102,7 @@ def test_attention_neuron_sums_scaled_counts_and_the_local_half():
     layers = dict.fromkeys(("q", "k", "v", "out"), (1, 1, 8, 8))
     layers |= {"local": (3, 3, 1, 8), "neuron": (), "neuron_v": (), "neuron_out": ()}
     layers |= {"neuron_q": (4,), "neuron_k": (4,)}
-    current, aux, variables = run(lambda wire: GWSSA(wire, 4, SCALES), layers)
+    current, aux, variables = run(lambda wire: SelfAttention(wire, 4, SCALES), layers)
     split = [np.asarray(aux[f"neuron_{key}"].levels).reshape(2, 4, 4, 4, 2) for key in "qkv"]
     assert np.unique(split[0]).tolist() == np.unique(split[1]).tolist() == [0, 1, 2, 3]
     assert split[2].max() > 1
@@ -158,6 +158,14 @@ def test_heads_that_cannot_share_the_channels_are_refused(heads, message):
         ({"code": "2x2"}, "code is '2x2': it must be a SpikeCode"),
         ({"code": None}, "code is None"),
         ({"neuron": "lifs"}, "unknown neuron 'lifs': known are expg"),
+        ({"lif": {"tau": 4.0}}, "lif is {'tau': 4.0}: it must be LIFSettings"),
+        ({"rate_steps": 256}, "rate_steps is 256: it must be a whole number, 0 to 255"),
+        ({"rate_steps": 4}, "rate_steps: only qcfs neurons under execution 'training' can be rate-coded, not expg"),
+        ({"rate_steps": 4, "neuron": "qcfs", "execution": "dense"}, "rate_steps: only qcfs neurons under execution"),
+        (
+            {"rate_steps": 4, "neuron": "qcfs", "code": SpikeCode.parse("2x3/1")},
+            "rate_steps: code 2x3/1 has no level for every rate",
+        ),
         ({"execution": "deployed"}, "unknown execution 'deployed': known are training, dense, spiking"),
         ({"capture": None}, "unknown capture None"),
         ({"dtype": jnp.int32}, "unknown dtype .*int32.*: known are float32"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ge2mst_jax.nn import NEURONS, Current, Neuron, Stem, Wire, pixels
-from ge2mst_jax.spiking import SpikeCode
+from ge2mst_jax.spiking import LIFSettings, SpikeCode
 
 CODE = SpikeCode.parse("2x2")  # weights 2 1 2 1
 BINARY = SpikeCode.parse("1x1")
@@ -116,24 +116,25 @@ def test_gradient_of_expg_passes_inside_and_moves_the_threshold_where_saturated(
     np.testing.assert_allclose(to_raw, np.sum(towards * above) * code.max_level * slope, rtol=1e-5)
 
 
-def slow_lif(currents, leak, gain):
-    """`V ← leak·V + gain·x`, a spike at 1, then `V ← V - 1`, step by step."""
+def slow_lif(currents, leak, gain, reset="hard", threshold=1.0):
+    """`V ← leak·V + gain·x`, a spike at `θ`, then `V ← V - θ` or `V ← 0`, step by step."""
     membrane, spikes = np.zeros(currents.shape[1:]), []
     for arriving in currents:
         membrane = leak * membrane + gain * arriving
-        spikes.append(membrane >= 1)
-        membrane = membrane - spikes[-1]
+        spikes.append(membrane >= threshold)
+        membrane = membrane - threshold * spikes[-1] if reset == "soft" else membrane * ~spikes[-1]
     return np.array(spikes)
 
 
 STEPPED = [("if", {}, 1.0, 1.0), ("lif", {}, 0.5, 0.5), ("plif", {"raw_leak": np.float32(np.log(3.0))}, 0.25, 0.75)]
 
 
+@pytest.mark.parametrize("settings", [{}, {"reset": "soft"}, {"threshold": 0.5}], ids=str)
 @pytest.mark.parametrize(("neuron", "params", "leak", "gain"), STEPPED)
-def test_stepped_neurons_fire_at_every_step(neuron, params, leak, gain):
+def test_stepped_neurons_fire_at_every_step(neuron, params, leak, gain, settings):
     currents = np.random.default_rng(0).uniform(0, 3, (4, 8))
-    signal, record = fire(neuron, current(currents, steps=True), params)
-    expected = slow_lif(np.float32(currents), leak, gain)
+    signal, record = fire(neuron, current(currents, steps=True), params, {"lif": LIFSettings(**settings)})
+    expected = slow_lif(np.float32(currents), leak, gain, **settings)
     assert 0 < expected.sum() < expected.size
     np.testing.assert_array_equal(signal.data[:, 0, 0, 0], expected)
     assert (signal.form, signal.code, signal.threshold) == ("steps", None, None)
@@ -157,6 +158,61 @@ def test_gradients_reach_the_current_of_every_step(neuron, params, leak, gain):
         return jnp.sum(fire(neuron, made.replace(value=value), params, {"code": SpikeCode.parse("3x1")})[0].data)
 
     assert (np.asarray(jax.grad(spikes)(made.value)) > 0).all()
+
+
+def test_settings_reach_the_neuron_and_its_gradient():
+    """One step: `V = x/τ`, so a spike's gradient is the surrogate at `x/τ - θ`, times `1/τ`."""
+
+    def gradient(**settings):
+        wire, made = {"code": BINARY, "lif": LIFSettings(**settings)}, current([1.5])
+        return jax.grad(lambda x: jnp.sum(fire("lif", made.replace(value=x), wire=wire)[0].data))(made.value).item()
+
+    before = dict(reset="soft", surrogate="triangle")
+    np.testing.assert_allclose(gradient(**before), 0.75 / 2)  # V = 0.75, θ = 1
+    np.testing.assert_allclose(gradient(**before, width=2.0), (1 - 0.125) / 2 / 2)
+    np.testing.assert_allclose(gradient(**before, tau=3.0, threshold=0.75), 0.75 / 3, rtol=1e-6)
+    # SpikingJelly's ATan, α/2 / (1 + (π/2·αx)²), of α = 2, and its Sigmoid, α·σ(αx)·(1 - σ(αx)), of α = 4.
+    np.testing.assert_allclose(gradient(), 0.5 / (1 + (np.pi * 0.25) ** 2), rtol=1e-6)
+    s = 1 / (1 + np.exp(4 * 0.25))
+    np.testing.assert_allclose(gradient(surrogate="sigmoid"), 0.5 * 4 * s * (1 - s), rtol=1e-6)
+
+
+@pytest.mark.parametrize("tau", [1.25, 2.0, 4.0])
+def test_plif_starts_from_the_time_constant_of_its_settings(tau):
+    layer = Neuron(Wire(CODE, "plif", lif=LIFSettings(tau=tau)))
+    raw = layer.init(jax.random.key(0), current())["params"]["raw_leak"]
+    np.testing.assert_allclose(jax.nn.sigmoid(raw), 1 / tau, rtol=1e-6)
+
+
+# --- rate-coded -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["4x1", "1x2"])
+def test_constant_currents_fire_the_twins_level_in_as_many_steps_as_there_are_levels(code):
+    """Off the ties, where a sum over steps may round to either side; each head has a threshold of its own."""
+    code = SpikeCode.parse(code)
+    top = code.max_level
+    made = current(np.tile((np.arange(-8, 8 * top + 8) + 0.3) / 16, 2))
+    params, wire = {"raw": jnp.stack([raw_of(0.5), raw_of(0.25)])}, {"code": code}
+    twin, _ = fire("qcfs", made, params, wire, heads=2)
+    signal, record = fire("qcfs", made, params, wire | {"rate_steps": top}, heads=2)
+    assert set(np.unique(signal.data)) == {0, 1} and set(np.unique(twin.data)) == set(range(top + 1))
+    np.testing.assert_array_equal(signal.data.sum(0), twin.data)
+    np.testing.assert_array_equal(record.spikes, jnp.sum(twin.data, -1))
+    # A spike stands for all levels of the code, and so does its value.
+    assert (signal.form, signal.code, signal.worth, record.steps) == ("steps", None, top, top)
+    np.testing.assert_allclose(signal.threshold, top * twin.threshold, rtol=1e-6)
+
+
+def test_rate_coded_neuron_is_charged_to_half_and_keeps_what_is_above_its_threshold():
+    """λ = 4·0.5 = 2, from V = 1 on, by hand; more steps than the code has levels."""
+    currents = [[0.8, 2.6, -1.0], [0.8, 2.6, 3.5], [0.8, 0.0, 0.8], [0.8, 0.0, 0.0], [0.8, -4.0, 0.0]]
+    wire = {"code": SpikeCode.parse("4x1"), "rate_steps": 5}
+    signal, record = fire("qcfs", current(currents, steps=True), {"raw": raw_of(0.5)}, wire)
+    # V: 1.8, 2.6→0.6, 1.4, 2.2→0.2, 1.0;  3.6→1.6, 4.2→2.2, 2.2→0.2, 0.2, -3.8;  0, 3.5→1.5, 2.3→0.3, 0.3, 0.3.
+    np.testing.assert_array_equal(signal.data[:, 0, 0, 0].T, [[0, 1, 0, 1, 0], [1, 1, 1, 0, 0], [0, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(record.spikes, [[[7]]])
+    assert float(record.activity[0]) == 7
 
 
 # --- what it leaves in aux --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from ge2mst_jax.spiking import (
     ExpGParams,
     ExpGState,
     LIFParams,
+    LIFSettings,
     SpikeCode,
     align,
     charge_step,
@@ -111,6 +112,42 @@ def test_unknown_reset_and_surrogate_are_refused_with_those_known():
         lif_fire(jnp.zeros((2, 1)), if_params(reset="none"))
     with pytest.raises(ValueError, match="unknown surrogate 'none': known are triangle"):
         lif_fire(jnp.zeros((2, 1)), if_params(surrogate="none"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tau": 1.0}, "lif.tau is 1.0: it must be a number above 1"),
+        ({"tau": float("nan")}, "lif.tau is nan"),
+        ({"tau": "2"}, "lif.tau is '2'"),
+        ({"threshold": 0.0}, "lif.threshold is 0.0: it must be a number above 0"),
+        ({"width": -1.0}, "lif.width is -1.0: it must be a number above 0"),
+        ({"width": True}, "lif.width is True"),
+        ({"reset": "firm"}, "unknown lif.reset 'firm': known are soft, hard"),
+        ({"surrogate": "atan"}, "unknown lif.surrogate 'atan': known are triangle, arctan, sigmoid"),
+    ],
+    ids=str,
+)
+def test_settings_that_are_none_are_refused_in_one_line(fields, says):
+    with pytest.raises(ValueError, match=f"^{says}") as error:
+        LIFSettings(**fields)
+    assert "\n" not in str(error.value)
+
+
+def test_a_width_is_the_surrogates():
+    for width in (0.5, 2.0):
+        slope = jax.grad(lambda x, w=width: lif_fire(x[None], if_params(width=w))[0])(jnp.float32(1.0))
+        assert float(slope) == 1 / width
+
+
+def test_a_membrane_may_be_charged_before_the_first_step():
+    currents = jnp.full((4, 2), 0.75)
+    np.testing.assert_array_equal(
+        lif_fire(currents, if_params(), jnp.array([0.5, 0.0])).T, [[1, 1, 0, 1], [0, 1, 1, 1]]
+    )
+    np.testing.assert_array_equal(lif_fire(currents, if_params(), 0.0), lif_fire(currents, if_params()))
+    with pytest.raises(ValueError, match=r"membrane of shape \(3,\) does not fit shape \(2,\)"):
+        lif_fire(currents, if_params(), jnp.zeros(3))
 
 
 def test_reset_passes_no_gradient():

@@ -11,6 +11,7 @@ import pytest
 
 from ge2mst_jax.data import AugmentConfig, DecodeConfig
 from ge2mst_jax.models import model_fields
+from ge2mst_jax.spiking import LIFSettings
 from ge2mst_jax.train import TrainConfig, as_json, build_model, from_json
 from ge2mst_jax.train.config import BEFORE
 from ge2mst_jax.train.loop import check_config
@@ -34,6 +35,7 @@ from ge2mst_jax.train.loop import check_config
         ({"init_from": Path("gs://bucket/run")}, "init_from is gs:/bucket/run: a bucket is not a folder"),
         ({"spike_budget": 0.3, "neuron": "relu"}, "spike_budget: relu sends real numbers, not spikes"),
         ({"neuron": "perceptron"}, "unknown neuron 'perceptron': known are expg"),
+        ({"attention": "softmax"}, "unknown attention 'softmax': known are gw_ssa, ssa, sdsa, sdsa_v1, qk_token$"),
         ({"dtype": "float64"}, "unknown dtype 'float64': known are float32, bfloat16"),
         ({"on_corrupt": None}, "unknown on_corrupt None: known are raise, skip"),
         ({"scales": ("block2", 2)}, "scales holds 2: it must be texts such as block1x7"),
@@ -89,7 +91,8 @@ def test_more_steps_than_can_be_counted_are_refused():
 def test_json_keeps_everything():
     config = TrainConfig(
         data="folder:x", data_dir=Path("d"), decode=DecodeConfig(image_size=96), init_from=Path("runs/a"),
-        augment=AugmentConfig(mixup=0.2, erasing=0.25), scales=("block2", "grid2"), spike_budget=0.3, steps=7,
+        augment=AugmentConfig(mixup=0.2, erasing=0.25), lif=LIFSettings(tau=3.0, reset="soft"),
+        scales=("block2", "grid2"), spike_budget=0.3, steps=7,
     )  # fmt: skip
     assert from_json(json.loads(json.dumps(as_json(config)))) == config
 
@@ -111,11 +114,13 @@ def test_config_with_a_field_missing_or_of_another_kind_is_refused_by_name(name,
     fields = as_json(TrainConfig())
     if value == "absent" and name in BEFORE:
         del fields[name]
-        assert getattr(from_json(fields), name) == BEFORE[name]  # as runs of before this field were
+        assert as_json(from_json(fields))[name] == BEFORE[name]  # as runs of before this field were
         return
     if value == "absent":
         del fields[name]
-    elif (name, value) == ("profile", True) or (isinstance(value, str) and isinstance(fields[name], str | None)):
+    elif (name in ("profile", "local") and value is True) or (
+        isinstance(value, str) and isinstance(fields[name], str | None)
+    ):
         return  # a text that is checked where it is used
     else:
         fields[name] = value
@@ -123,7 +128,7 @@ def test_config_with_a_field_missing_or_of_another_kind_is_refused_by_name(name,
         from_json(fields)
 
 
-@pytest.mark.parametrize("part", ["augment", "decode"])
+@pytest.mark.parametrize("part", ["augment", "decode", "lif"])
 @pytest.mark.parametrize("value", [None, [], {}, {"colour": 1}])
 def test_part_of_a_config_with_other_fields_is_refused(part, value):
     with pytest.raises(ValueError, match=f"the run's {part} (is|has|lacks)"):
@@ -152,19 +157,22 @@ def test_config_of_another_version_is_refused_by_the_fields_that_differ(tmp_path
 
 
 def test_runs_of_before_a_field_did_what_they_did():
-    """Networks of runs that say nothing of `qk_code` had binary queries and keys, and no teacher."""
+    """Runs that say nothing of it had binary queries and keys, GW-SSA with its local half, no teacher, one LIF."""
     fields = as_json(TrainConfig())
-    for name in ("qk_code", "distill_from", "distill_weight"):
+    for name in BEFORE:
         del fields[name]
     found = from_json(fields)
-    assert (found.qk_code, found.distill_from) == ("1x1", None)
+    assert (found.qk_code, found.attention, found.local, found.distill_from) == ("1x1", "gw_ssa", True, None)
+    assert found.lif == LIFSettings(tau=2.0, threshold=1.0, reset="soft", surrogate="triangle", width=1.0)
 
 
 def test_every_field_of_the_network_reaches_it():
     changes = dict(
         code="2x3/1", qk_code="2x2", neuron="qcfs", input_code="direct", scales=("block2",), drop_path=0.2,
-        remat="nothing_saveable", dtype="bfloat16",
+        remat="nothing_saveable", dtype="bfloat16", attention="qk_token", local=False,
+        lif=LIFSettings(tau=3.0, reset="soft"),
     )  # fmt: skip
     made = model_fields(build_model(TrainConfig(**changes), 7))
-    assert {name: made[name] for name in changes} == changes | {"scales": ["block2"]}
+    expected = changes | {"scales": ["block2"], "lif": dataclasses.asdict(changes["lif"])}
+    assert {name: made[name] for name in changes} == expected
     assert made["num_classes"] == 7

@@ -20,9 +20,9 @@ def batches():
     return [jnp.asarray(random.integers(0, 256, (16, 8, 8, 1), np.uint8)) for _ in range(3)]
 
 
-def ann_of(stages, batches):
+def ann_of(stages, batches, **changes):
     """A network of relu neurons whose statistics are those of the batches."""
-    ann = create_model("ge2mst_nano", neuron="relu", stages=stages)
+    ann = create_model("ge2mst_nano", neuron="relu", stages=stages, **changes)
     variables = dict(jax.jit(ann.init)(jax.random.key(0), batches[0]))
     step = jax.jit(lambda v, x: v | ann.apply(v, x, train=True, mutable=["batch_stats"])[1])
     for images in batches * 10:
@@ -135,6 +135,24 @@ def test_thresholds_and_statistics_are_whole_where_the_model_axis_cuts_arrays(tm
     ]
     raw = [np.asarray(state.params["stage_1"]["block_0"]["attention"]["neuron_q"]["raw"]) for state in states]
     np.testing.assert_allclose(*raw, rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdsa_v1", "qk_token"])
+def test_gates_keep_the_threshold_that_those_of_the_ann_have(batches, attention):
+    ann, variables = ann_of(ATTENTION, batches, attention=attention)
+    model, initial, made = started(ann, variables, batches, "1x8", qk_code="1x8", attention=attention)
+    raw = [v["params"]["stage_1"]["block_0"]["attention"]["neuron_gate"]["raw"] for v in (initial, made)]
+    np.testing.assert_allclose(np.logaddexp(raw, 0), 2, rtol=1e-6)
+    name = "stage_1/block_0/attention/neuron_gate"
+    assert name not in neuron_layers(model, initial, batches[0])
+    opened, logits = [], []
+    for net, v in ((ann, variables), (model, made)):
+        out, aux = net.clone(capture="levels").apply(v, batches[0])
+        opened.append(np.asarray(aux[name].levels) > 0)
+        logits.append(np.asarray(out).ravel())
+    assert 0.1 < opened[0].mean() < 0.9 and (opened[0] == opened[1]).mean() > 0.93
+    assert np.corrcoef(logits)[0, 1] > 0.97
 
 
 def test_an_ann_of_other_groups_is_a_start(batches):

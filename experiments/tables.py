@@ -1,0 +1,359 @@
+"""Writes the tables and pictures of docs/results.md from what was measured and published; nothing is typed in by hand.
+
+    python experiments/tables.py [--docs docs]
+
+Reads DOCS/results/trilemma/*.json (experiments/trilemma.py makes them) and DOCS/results/published.json (others'
+figures, each with its source). What has not changed stays as it is, to the byte.
+"""
+
+import signals  # noqa: F401  # before all that takes time
+
+# isort: split
+import collections
+import dataclasses
+import io
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rows import all_rows
+
+from ge2mst_jax import create_model
+from ge2mst_jax.energy.synops import dense_macs
+from ge2mst_jax.files import read_json, write_whole
+from ge2mst_jax.nn import AttentionRecord, SynapseRecord
+from ge2mst_jax.report.sections import markdown, write_section
+from ge2mst_jax.train.command import run_command
+
+NOT_RUN = "not run"
+#: Conventions that the table shows.
+CHARGED = ("field", "lab", "exact")
+#: Networks of ours in the comparison: data, name, image shape, classes.
+OURS = (
+    ("imagenet", "ge2mst_s", (224, 224, 3), 1000),
+    ("imagenet", "ge2mst_b", (224, 224, 3), 1000),
+    ("imagenet", "ge2mst_l", (224, 224, 3), 1000),
+    ("cifar10", "ge2mst_cifar", (32, 32, 3), 10),
+    ("cifar100", "ge2mst_cifar", (32, 32, 3), 100),
+)
+TITLES = {"imagenet": "ImageNet-1k", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+COLOURS = {
+    "relu": "#9aa5b1",
+    "expg": "#2b7bba",
+    "sfa": "#3d9970",
+    "qcfs": "#7b61a8",
+    "lif": "#e07b39",
+    "plif": "#c0392b",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Writes the tables and pictures of docs/results.md."""
+
+    docs: Path = Path("docs")
+    """Folder of results.md and results/."""
+
+
+def percent(shares) -> str:
+    """A mean, with the standard deviation where there are several.
+
+    >>> percent([0.5]), percent([0.5, 0.52])
+    ('50.00 %', '51.00 ± 1.41 %')
+    """
+    if len(shares) == 1:
+        return f"{100 * shares[0]:.2f} %"
+    return f"{100 * np.mean(shares):.2f} ± {100 * np.std(shares, ddof=1):.2f} %"
+
+
+def mean(values, text: str) -> str:
+    return text.format(np.mean(values))
+
+
+def links(found: list[dict]) -> str:
+    """To each row's config and log."""
+    return " ".join(f"[{each['config']['seed']}](results/trilemma/{each['row']}.json)" for each in found)
+
+
+def by_label(results: dict[str, dict], table: str) -> dict[str, list[dict]]:
+    """Of a table's rows, in their order, what was measured: a list over seeds, empty where nothing was."""
+    found = collections.defaultdict(list)
+    for row in all_rows([table]):
+        found[row.label] += [results[row.name]] if row.name in results else []
+    return found
+
+
+def neurons_table(results) -> str:
+    """Neuron × what it costs and gives."""
+    header = [
+        "neurons", "accuracy as trained", "run", "as spiking", "differing", "T", "latency, steps", "spikes a neuron",
+        "energy, field", "lab", "exact", "training memory", "step, of the ANN's", "seeds",
+    ]  # fmt: skip
+    lines = []
+    for label, found in by_label(results, "neurons").items():
+        if not found:
+            lines.append([label, NOT_RUN, *12 * [""]])
+            continue
+        cost = [
+            mean([each["cost"]["bytes"] / 2**20 for each in found], "{:.1f} MiB"),
+            mean([each["cost"]["seconds"] / each["cost"]["relu_seconds"] for each in found], "{:.2f}"),
+        ]
+        if "accuracy" not in found[0]:
+            lines.append([label, *10 * [""], *cost, links(found)])
+            continue
+        accuracy = percent([each["accuracy"] for each in found])
+        for i, first in enumerate(found[0]["executed"]):
+            runs = [each["executed"][i] for each in found]
+            differing = [each["certificate"]["differing"] for each in found if "certificate" in each]
+            lines.append([
+                label if i == 0 else "",
+                accuracy if i == 0 else "",
+                how(found[0], first),
+                percent([run["accuracy"] for run in runs]) if first["steps"] else "",
+                str(max(differing)) if differing else "",
+                str(first["steps"] or ""),
+                str(first["latency"] or ""),
+                mean([run["spikes_per_neuron"] for run in runs], "{:.3f}") if first["steps"] else "",
+                *(mean([1e3 * run["energy_mj"][name] for run in runs], "{:.2f} µJ") for name in CHARGED),
+                *(cost if i == 0 else ["", ""]),
+                links(found) if i == 0 else "",
+            ])  # fmt: skip
+    return markdown(header, lines)
+
+
+def how(found: dict, run: dict) -> str:
+    """In what way a network of that neuron was run."""
+    if "certificate" in found:
+        return "deployed, spiking"
+    if not run["steps"]:
+        return "real numbers"
+    return f"rate-coded, {run['images']:,} images" if found["config"]["neuron"] == "qcfs" else "as trained"
+
+
+def attentions_table(results) -> str:
+    """Attention × accuracy, spikes and cost, with the convolution branch and without."""
+    header = [
+        "attention",
+        "as trained",
+        "spiking",
+        "spikes a neuron",
+        "energy, exact",
+        "training memory",
+        "step, of the ANN's",
+        "log",
+    ]
+    lines = []
+    for label, found in by_label(results, "attentions").items():
+        if not found:
+            lines.append([label, NOT_RUN, *6 * [""]])
+            continue
+        runs = [each["executed"][0] for each in found]
+        lines.append([
+            label,
+            percent([each["accuracy"] for each in found]),
+            percent([run["accuracy"] for run in runs]),
+            mean([run["spikes_per_neuron"] for run in runs], "{:.3f}"),
+            mean([1e3 * run["energy_mj"]["exact"] for run in runs], "{:.2f} µJ"),
+            mean([each["cost"]["bytes"] / 2**20 for each in found], "{:.1f} MiB"),
+            mean([each["cost"]["seconds"] / each["cost"]["relu_seconds"] for each in found], "{:.2f}"),
+            links(found),
+        ])  # fmt: skip
+    return markdown(header, lines)
+
+
+def conversion_table(results) -> str:
+    """Code × accuracy after each stage."""
+    header = [
+        "code (of q, k)",
+        "ANN",
+        "no training",
+        "a tenth of its steps more",
+        "deployed, spiking",
+        "differing",
+        "spikes a neuron",
+        "energy, exact",
+        "log",
+    ]
+    lines = []
+    for label, found in by_label(results, "conversion").items():
+        if not found:
+            lines.append([label, NOT_RUN, *7 * [""]])
+            continue
+        made = found[0]["conversion"]
+        lines.append([
+            f"`{label}` (`{made['qk_code']}`)",
+            *(percent([made[key]]) for key in ("ann", "converted", "finetuned", "spiking")),
+            str(made["differing"]),
+            f"{made['spikes_per_neuron']:.3f}",
+            f"{1e3 * made['exact_mj']:.2f} µJ",
+            links(found),
+        ])  # fmt: skip
+    return markdown(header, lines)
+
+
+def size_of(name: str, image_shape, classes: int) -> tuple[int, int, int]:
+    """Parameters, multiply-accumulates of one dense pass, and `T` of a network; nothing is computed."""
+    model = create_model(name, num_classes=classes)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    (_, aux), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    macs = sum(dense_macs(record) for record in aux.values() if isinstance(record, SynapseRecord))
+    macs += sum(count for r in aux.values() if isinstance(r, AttentionRecord) for count, _ in r.products)
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"])), macs, model.num_steps
+
+
+def comparison_table(published: list[dict], data: str) -> str:
+    """Published figures of a data set and our networks, what is reported and what was measured here apart."""
+    header = [
+        "network",
+        "parameters",
+        "multiply-adds",
+        "T",
+        "energy, reported",
+        "top-1, reported",
+        "top-1, measured here",
+        "source",
+    ]
+    lines = []
+    for each in published:
+        if each["data"] == data:
+            lines.append([
+                each["model"] + (" (ANN)" if each["ann"] else ""),
+                "" if each["parameters_m"] is None else f"{each['parameters_m']:.1f} M",
+                "",
+                str(each["steps"]),
+                "" if each["energy_mj"] is None else f"{each['energy_mj']:.2f} mJ",
+                f"{each['top1']:.2f} %",
+                NOT_RUN,
+                each["source"],
+            ])  # fmt: skip
+    for of, name, shape, classes in OURS:
+        if of == data:
+            parameters, macs, steps = size_of(name, shape, classes)
+            about = [f"{parameters / 1e6:.1f} M", f"{macs / 1e9:.2f} G", str(steps)]
+            lines.append([f"`{name}`", *about, "", "", NOT_RUN, "this repository"])
+    return f"**{TITLES[data]}**\n\n{markdown(header, lines)}"
+
+
+def accuracy_against_energy(results) -> Figure:
+    """Every trained row of neurons: how right it is as it runs, for how much energy."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes, named = figure.subplots(), set()
+    for label, found in by_label(results, "neurons").items():
+        for run in (run for each in found for run in each.get("executed", ())):
+            neuron = found[0]["config"]["neuron"]
+            axes.scatter(
+                1e3 * run["energy_mj"]["exact"], 100 * run["accuracy"], color=COLOURS[neuron], s=22,
+                label=None if neuron in named else neuron,
+            )  # fmt: skip
+            named.add(neuron)
+            if found[0] is found[-1] and neuron != "qcfs":
+                axes.annotate(
+                    label,
+                    (1e3 * run["energy_mj"]["exact"], 100 * run["accuracy"]),
+                    fontsize=6,
+                    xytext=(3, 3),
+                    textcoords="offset points",
+                )
+    axes.set(xscale="log", xlabel="energy of an image as it runs, exact, µJ", ylabel="test accuracy, %")
+    return bare(figure)
+
+
+def memory_against_steps(results) -> Figure:
+    """Training memory over T."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes, lines = figure.subplots(), collections.defaultdict(dict)
+    for each in results.values():
+        config = each["config"]
+        if each["table"] == "neurons" and config["spike_budget"] is None and config["neuron"] != "relu":
+            kind = config["neuron"] + (", rematerialised" if config["remat"] != "none" else "")
+            lines[kind][steps_of(config["code"])] = each["cost"]["bytes"] / 2**20
+    for kind in sorted(lines):
+        points = sorted(lines[kind].items())
+        style = "--" if "remat" in kind else "-"
+        axes.plot(*zip(*points, strict=True), style, marker="o", label=kind, color=COLOURS[kind.partition(",")[0]])
+    axes.set(xscale="log", yscale="log", xlabel="time steps T", ylabel="training memory, MiB")
+    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    return bare(figure)
+
+
+def steps_of(code: str) -> int:
+    """
+    >>> steps_of("2x3/1")
+    6
+    """
+    groups, _, rest = code.partition("x")
+    return int(groups) * int(rest.partition("/")[0].partition("+")[0])
+
+
+def accuracy_against_steps(results) -> Figure:
+    """Accuracy over T: QCFS rate-coded, and ours."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes, rated = figure.subplots(), False
+    for each in results.values():
+        if (
+            each["table"] != "neurons"
+            or "executed" not in each
+            or each["config"]["neuron"] not in ("qcfs", "expg", "sfa")
+        ):
+            continue
+        neuron, runs = each["config"]["neuron"], each["executed"]
+        label = f"{neuron} {each['config']['code']}" if each["config"]["seed"] == 0 else None
+        if neuron == "qcfs":
+            axes.plot(
+                [r["steps"] for r in runs],
+                [100 * r["accuracy"] for r in runs],
+                "o-",
+                color=COLOURS["qcfs"],
+                label=None if rated else "qcfs, rate-coded",
+            )
+            axes.axhline(100 * each["dense"], color=COLOURS["qcfs"], lw=0.6, ls=":")
+            rated = True
+        elif each["config"]["spike_budget"] is None:
+            axes.scatter(runs[0]["steps"], 100 * runs[0]["accuracy"], color=COLOURS[neuron], marker="s", label=label)
+    axes.set(xscale="log", xlabel="time steps T", ylabel="test accuracy as spiking, %")
+    axes.set_xticks([2, 4, 8, 16, 32, 64], ["2", "4", "8", "16", "32", "64"])
+    return bare(figure)
+
+
+def bare(figure: Figure) -> Figure:
+    """Without what says nothing, and with a legend where there is something to name."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """As PNG without the time and version that it was made with."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    if not path.exists() or path.read_bytes() != buffer.getvalue():
+        write_whole(path, buffer.getvalue())
+
+
+SECTIONS = {"neurons": neurons_table, "attentions": attentions_table, "conversion": conversion_table}
+PICTURES = {
+    "accuracy_energy": accuracy_against_energy,
+    "memory_steps": memory_against_steps,
+    "accuracy_steps": accuracy_against_steps,
+}
+
+
+def main(options: Options) -> None:
+    folder, page = options.docs / "results", options.docs / "results.md"
+    results = {path.stem: read_json(path) for path in sorted((folder / "trilemma").glob("*.json"))}
+    published = read_json(folder / "published.json")["rows"]
+    for name, table in SECTIONS.items():
+        write_section(page, name, table(results))
+    write_section(page, "comparison", "\n\n".join(comparison_table(published, data) for data in TITLES))
+    for name, draw in PICTURES.items():
+        write_picture(folder / f"{name}.png", draw(results))
+    Console().print(f"{page}: {len(results)} results, {len(published)} published figures", highlight=False)
+
+
+if __name__ == "__main__":
+    run_command(main, Options)
