@@ -353,7 +353,8 @@ def deploy(
     check_number("max_accuracy_drop", max_accuracy_drop, 0, 1)
     _check_about(about := {} if about is None else about)
     _refuse_what_is_not_ours(model, variables)
-    model = model.clone(current_bits=Arithmetic(current_bits).current_bits)
+    # A deployed network has no backward pass to save memory in.
+    model = model.clone(current_bits=Arithmetic(current_bits).current_bits, remat="none")
     _refuse_misfits(model, variables, image_shape)
     if calibration is not None:
         images, labels = calibration
