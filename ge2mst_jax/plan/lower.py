@@ -105,7 +105,7 @@ def lower_deployed(setup: Setup, execution: str):
     Its weights are cut into the planes that a TPU multiplies, once, as `DeployedNet.variables` holds them. Whether the
     chip's convolution may stand for a sum of products would be found out on it: here maps are products by kernel tap.
     """
-    model = setup.model.clone(backend="tpu")
+    model = setup.model.clone(backend="tpu", remat="none")  # as deploy leaves it
 
     def network(params):
         return DeployedNet(model, params, (), setup.image_shape, "")
