@@ -20,10 +20,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from harness.timing import medians, random_batch, temporary_bytes, training_step
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from timing import medians, random_batch, temporary_bytes, training_step
 
 from ge2mst_jax import create_model
 from ge2mst_jax.checks import check_whole, one_line

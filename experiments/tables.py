@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from harness.rows import all_rows
 from matplotlib.figure import Figure
 from rich.console import Console
-from rows import all_rows
 
 from ge2mst_jax import create_model
 from ge2mst_jax.energy.synops import dense_macs

@@ -3,7 +3,7 @@
     python experiments/trilemma.py [neurons attentions conversion] [--only TEXT] [--budget-minutes 170]
     python experiments/trilemma.py --list-rows True
 
-A row is a config and a seed (experiments/rows.py). Its run lies in RUNS/ROW, what was measured in RESULTS/ROW.json: a
+A row is a config and a seed (experiments/harness/rows.py). Its run lies in RUNS/ROW, what was measured in RESULTS/ROW.json: a
 row that is there is not run again. Interrupted, or out of minutes, the same command goes on where it was; several
 commands side by side share the rows. `make tables` writes docs/results.md from the results.
 """
@@ -23,10 +23,10 @@ from pathlib import Path
 import jax
 import tyro
 from convert import Conversion, Convert
-from measure import cost, executions, history
+from harness.measure import cost, executions, history
+from harness.rows import TABLES, Row, all_rows
 from rich.console import Console
 from rich.table import Table
-from rows import TABLES, Row, all_rows
 
 from ge2mst_jax.checks import check_choice, check_number, one_line
 from ge2mst_jax.data import BatchPlan, open_source

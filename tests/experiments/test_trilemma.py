@@ -7,9 +7,9 @@ import time
 import types
 
 import pytest
-import rows
 import tables
 import trilemma
+from harness import rows
 from rich.console import Console
 
 from ge2mst_jax.train import as_json

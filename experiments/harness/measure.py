@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from timing import medians, temporary_bytes, training_step
 
 from ge2mst_jax.convert import LOSSLESS, certify, deploy, rate_coded
 from ge2mst_jax.convert.deploy import forward
@@ -17,6 +16,7 @@ from ge2mst_jax.nn import NeuronRecord
 from ge2mst_jax.report import differing
 from ge2mst_jax.train.deployed import count_over, first_images
 from ge2mst_jax.train.metrics import read_metrics
+from harness.timing import medians, temporary_bytes, training_step
 
 #: Neurons that fire at every step, as they were trained.
 TIMED = ("if", "lif", "plif")
