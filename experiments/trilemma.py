@@ -3,9 +3,9 @@
     python experiments/trilemma.py [neurons attentions conversion] [--only TEXT] [--budget-minutes 170]
     python experiments/trilemma.py --list-rows True
 
-A row is a config and a seed (experiments/harness/rows.py). Its run lies in RUNS/ROW, what was measured in RESULTS/ROW.json: a
-row that is there is not run again. Interrupted, or out of minutes, the same command goes on where it was; several
-commands side by side share the rows. `make tables` writes docs/results.md from the results.
+A row is a config and a seed (experiments/harness/rows.py). Its run lies in RUNS/ROW, what was measured in
+RESULTS/ROW.json: a row that is there is not run again. Interrupted, or out of minutes, the same command goes on where
+it was; several commands side by side share the rows. `make tables` writes docs/results.md from the results.
 """
 
 import signals  # noqa: F401  # before all that takes time
