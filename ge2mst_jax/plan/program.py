@@ -6,7 +6,7 @@ import re
 
 #: Kinds of work, by what stands in an operation's name; the first that matches.
 _KINDS = (
-    ("attention", r"attention\.attend"),
+    ("attention", r"attention/(attention|gate)/|attention\.attend"),  # ours; an anchor's
     ("depth-wise map", r"local\.convolve/(?!norm)"),
     ("BatchNorm", r"/norm/"),
     ("products", r"conv_general_dilated|dot_general"),

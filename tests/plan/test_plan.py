@@ -1,15 +1,18 @@
 """Plans: reading what the compiler wrote, topologies, and, where the TPU's compiler is installed, a plan itself."""
 
+import functools
 import importlib.util
 import io
 import json
 import re
 
 import jax
+import jax.numpy as jnp
 import plan as script
 import pytest
 import rich.console
 from plans import a_plan
+from tiny_networks import SHAPE, random_variables, tiny_model
 
 from ge2mst_jax.plan import CHIPS, Plan, named, plan_table, read_program, read_topology, shape_bytes, shape_of
 from ge2mst_jax.plan.make import uncached
@@ -61,7 +64,8 @@ def test_cycles_count_as_often_as_loops_turn():
     ("name", "kind"),
     [
         ("jit(train_step)/vmap(jit(_where))/select_n", "augmentation"),
-        ("jit(train_step)/jvp(Ge2mST)/stage_2/block_0/attention/attention/attention.attend/dot", "attention"),
+        ("jit(train_step)/jvp(Ge2mST)/stage_2/block_0/attention/attention/attention.count/dot", "attention"),
+        ("jit(train_step)/jvp(ViT)/stage_0/attention.attend/dot", "attention"),
         ("jit(train_step)/jvp(Ge2mST)/stage_2/block_0/attention/local/local.convolve/mul", "depth-wise map"),
         ("jit(train_step)/jvp(Ge2mST)/stage_2/block_0/attention/local/local.convolve/norm/mul", "BatchNorm"),
         ("jit(train_step)/add", "other"),
@@ -69,6 +73,15 @@ def test_cycles_count_as_often_as_loops_turn():
 )  # fmt: skip
 def test_kinds_of_work(name, kind):
     assert named(name, 1).kind == kind
+
+
+def test_kinds_are_those_that_a_lowered_network_has():
+    model = tiny_model()
+    images = jnp.zeros((1, *SHAPE), jnp.uint8)
+    lowered = jax.jit(functools.partial(model.apply, train=False)).lower(random_variables(model), images)
+    names = re.findall(r'"(jit[^"]*)"', lowered.as_text(debug_info=True))
+    kinds = {named(name, 1).kind for name in names if "stage_1/block_0/attention/" in name}
+    assert kinds == {"attention", "depth-wise map", "BatchNorm", "products", "neurons", "other"}
 
 
 def test_bytes_of_shapes():
