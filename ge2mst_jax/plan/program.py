@@ -108,7 +108,7 @@ def _turns(line: str, condition) -> int | None:
     """How often a loop turns: as the compiler notes it, or the one constant that its condition compares with."""
     if (known := _TRIPS.search(line)) is not None:
         return int(known[1])
-    constants = [int(n) for text in condition for n in re.findall(r" s32\[\][^ ]* constant\((\d+)\)", text)]
+    constants = [int(n) for text in condition for n in re.findall(r" [su]32\[\][^ ]* constant\((\d+)\)", text)]
     compares = sum("compare(" in text for text in condition)
     return constants[0] if len(constants) == 1 and compares == 1 else None
 

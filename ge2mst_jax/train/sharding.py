@@ -88,7 +88,7 @@ def spec_of(shape, rule: Rule, mesh, fsdp_min_elements: int) -> PartitionSpec:
     return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
-def infer_shardings(tree, mesh, rules=RULES, fsdp_min_elements: int = 2**18):
+def infer_shardings(tree, mesh, rules=RULES, fsdp_min_elements: int = 2**22):
     """The sharding of every leaf.
 
     Args:

@@ -89,7 +89,7 @@ def test_docstring_and_table_agree_with_the_config(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_train_step_lowers_for_cpu_and_tpu_with_large_arrays_sharded(name, key):
-    config = load_config(name)
+    config = dataclasses.replace(load_config(name), fsdp_min_elements=2**18)
     setup = set_up(config, *DATA[name])
     assert dict(setup.mesh.shape) == {"data": 8, "model": 1}
     large = [a for a in jax.tree.leaves(setup.abstract_state) if a.size >= config.fsdp_min_elements]

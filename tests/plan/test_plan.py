@@ -22,7 +22,7 @@ HLO = """HloModule jit_train_step, is_scheduled=true
 
 %region_0 (a: s32[]) -> pred[] {
   %a = s32[] parameter(0)
-  %c = s32[]{:T(128)} constant(5)
+  %c = u32[]{:T(128)} constant(5)
   ROOT %less = pred[] compare(%a, %c), direction=LT
 }
 
