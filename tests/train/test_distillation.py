@@ -65,6 +65,7 @@ def test_loss_is_the_mean_of_the_labels_and_the_teachers():
 SHORT = dict(steps=4, batch_size=32, warmup_epochs=0.0, eval_every_epochs=100.0)
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_another(tmp_path):
     train(TrainConfig(neuron="relu", **SHORT), tmp_path / "ann")
     taught = dict(distill_from=tmp_path / "ann", accumulate=2, **SHORT)

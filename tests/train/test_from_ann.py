@@ -107,6 +107,7 @@ def test_an_ann_of_another_shape_is_refused(convolutions, batches, changes, says
 CONFIG = dict(steps=4, batch_size=32, warmup_epochs=0.0, eval_every_epochs=100.0)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_run_of_relu_neurons(tmp_path, capsys):
     train(TrainConfig(neuron="relu", **CONFIG), tmp_path / "ann")
     config = TrainConfig(init_from=tmp_path / "ann", **CONFIG)
@@ -126,6 +127,7 @@ def test_neurons_that_learn_no_threshold_do_not_start_from_an_ann(neuron, tmp_pa
         train(TrainConfig(neuron=neuron, init_from=tmp_path / "ann", code="4x1", **CONFIG), tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_thresholds_and_statistics_are_whole_where_the_model_axis_cuts_arrays(tmp_path):
     train(TrainConfig(neuron="relu", **CONFIG), tmp_path / "ann")
     sharded = dict(mesh_data=2, mesh_model=2, fsdp_min_elements=1) | CONFIG
