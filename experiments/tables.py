@@ -327,12 +327,15 @@ def bare(figure: Figure) -> Figure:
     return figure
 
 
-def write_picture(path: Path, figure: Figure) -> None:
-    """As PNG without the time and version that it was made with."""
+def write_picture(path: Path, figure: Figure) -> bool:
+    """As PNG without the time and version that it was made with; whether there was something to draw."""
+    if not any(axes.has_data() for axes in figure.axes):
+        return False
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
     if not path.exists() or path.read_bytes() != buffer.getvalue():
         write_whole(path, buffer.getvalue())
+    return True
 
 
 SECTIONS = {"neurons": neurons_table, "attentions": attentions_table, "conversion": conversion_table}
@@ -350,8 +353,10 @@ def main(options: Options) -> None:
     for name, table in SECTIONS.items():
         write_section(page, name, table(results))
     write_section(page, "comparison", "\n\n".join(comparison_table(published, data) for data in TITLES))
-    for name, draw in PICTURES.items():
-        write_picture(folder / f"{name}.png", draw(results))
+    drawn = [name for name, draw in PICTURES.items() if write_picture(folder / f"{name}.png", draw(results))]
+    write_section(
+        page, "pictures", "\n".join(f"![{name.replace('_', ' over ')}](results/{name}.png)" for name in drawn)
+    )
     Console().print(f"{page}: {len(results)} results, {len(published)} published figures", highlight=False)
 
 

@@ -42,10 +42,10 @@ def docs(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "OURS", (("imagenet", "ge2mst_nano", (8, 8, 1), 10),))
     folder = tmp_path / "docs"
     (folder / "results" / "trilemma").mkdir(parents=True)
-    names = (*tables.SECTIONS, "comparison")
+    names = (*tables.SECTIONS, "pictures", "comparison")
     (folder / "results.md").write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in names))
     peer = {"data": "imagenet", "model": "Peer", "parameters_m": 16.8, "steps": 4, "energy_mj": None, "top1": 70.24}
-    about = {"source": "its README", "note": None, "ann": False}
+    about = {"source": "its README", "ann": False}
     (folder / "results" / "published.json").write_text(json.dumps({"rows": [peer | about]}))
     return folder
 
@@ -156,6 +156,8 @@ def test_tables_without_results_say_so(docs):
     assert "| lif, T = 4 | not run |" in text
     assert "| Peer | 16.8 M |  | 4 |  | 70.24 % | not run | its README |" in text
     assert "| `ge2mst_nano` | 0.1 M |" in text
+    assert ".png" not in text
+    assert not list(docs.rglob("*.png"))
 
 
 def test_tables_change_nothing_where_nothing_changed(docs):
@@ -164,6 +166,7 @@ def test_tables_change_nothing_where_nothing_changed(docs):
     assert "| not run |" not in text.partition("**ImageNet")[0]
     assert "90.00 ± 1.00 %" in text  # three seeds
     assert "[1](results/trilemma/neurons-relu-s1.json)" in text
+    assert "![accuracy over energy](results/accuracy_energy.png)" in text
     again = write(docs)
     pictures = [path for path in first if path.suffix == ".png"]
     assert len(pictures) == 3

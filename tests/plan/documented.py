@@ -181,7 +181,7 @@ def picture(rows: dict[str, dict]):
     counts = [int(count) for count in measured]
     left.plot(counts, measured.values(), "o-")
     left.set(title=f"measured: {found['model']}, virtual devices of 2 cores", xlabel="devices", ylabel="ms an image")
-    scaled = [(w, rows[w.name]["plan"]) for w in WANTED if w == dataclasses.replace(Wanted(w.topology, w.batch))]
+    scaled = [(w, rows[w.name]["plan"]) for w in WANTED if w == Wanted(w.topology, w.batch) and w.name in rows]
     weak = sorted((p["chips"], p) for w, p in scaled if w.batch == 128 * p["chips"])
     for label, seconds, style in (
         ("cycles", lambda p: p["seconds"], "o-"),
