@@ -180,7 +180,7 @@ def picture(rows: dict[str, dict]):
     measured = {n: 1e3 * s for n, s in found["training_over_devices"]["seconds_an_image"].items() if n.isdecimal()}
     counts = [int(count) for count in measured]
     left.plot(counts, measured.values(), "o-")
-    left.set(title=f"measured: {found['model']}, virtual devices of 2 cores", xlabel="devices", ylabel="ms an image")
+    left.set(title=f"measured: {found['model']}", xlabel="virtual devices of 2 cores", ylabel="ms an image")
     scaled = [(w, rows[w.name]["plan"]) for w in WANTED if w == Wanted(w.topology, w.batch) and w.name in rows]
     weak = sorted((p["chips"], p) for w, p in scaled if w.batch == 128 * p["chips"])
     for label, seconds, style in (
@@ -188,14 +188,12 @@ def picture(rows: dict[str, dict]):
         ("cycles and collectives, one after the other", lambda p: p["seconds"] + p["collective_seconds"], "s--"),
     ):
         right.plot([c for c, _ in weak], [1e3 * c * seconds(p) / p["batch"] for c, p in weak], style, label=label)
-    right.set(
-        title="compiler's estimate: imagenet_s, v5e, 128 images a chip", xlabel="chips", ylabel="chip-ms an image"
-    )
-    right.legend(frameon=False)
+    right.set(title="compiler's estimate: imagenet_s", xlabel="v5e chips, 128 images each", ylabel="chip-ms an image")
+    right.legend(frameon=False, loc="lower left")
     for axes, ticks in ((left, counts), (right, [c for c, _ in weak])):
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.set_ylim(0)
+        axes.set_ylim(0, 1.25 * axes.dataLim.ymax)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
