@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness.rows import all_rows
+from harness.rows import all_rows, read_result
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from ge2mst_jax.energy.synops import dense_macs
 from ge2mst_jax.files import read_json, write_whole
 from ge2mst_jax.nn import AttentionRecord, SynapseRecord
 from ge2mst_jax.report.sections import markdown, write_section
+from ge2mst_jax.spiking import SpikeCode
 from ge2mst_jax.train.command import run_command
 
 NOT_RUN = "not run"
@@ -269,7 +270,7 @@ def memory_against_steps(results) -> Figure:
         config = each["config"]
         if each["table"] == "neurons" and config["spike_budget"] is None and config["neuron"] != "relu":
             kind = config["neuron"] + (", rematerialised" if config["remat"] != "none" else "")
-            lines[kind][steps_of(config["code"])] = each["cost"]["bytes"] / 2**20
+            lines[kind][SpikeCode.parse(config["code"]).num_steps] = each["cost"]["bytes"] / 2**20
     for kind in sorted(lines):
         points = sorted(lines[kind].items())
         style = "--" if "remat" in kind else "-"
@@ -277,15 +278,6 @@ def memory_against_steps(results) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="time steps T", ylabel="training memory, MiB")
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
     return bare(figure)
-
-
-def steps_of(code: str) -> int:
-    """
-    >>> steps_of("2x3/1")
-    6
-    """
-    groups, _, rest = code.partition("x")
-    return int(groups) * int(rest.partition("/")[0].partition("+")[0])
 
 
 def accuracy_against_steps(results) -> Figure:
@@ -348,7 +340,7 @@ PICTURES = {
 
 def main(options: Options) -> None:
     folder, page = options.docs / "results", options.docs / "results.md"
-    results = {path.stem: read_json(path) for path in sorted((folder / "trilemma").glob("*.json"))}
+    results = {path.stem: read_result(path) for path in sorted((folder / "trilemma").glob("*.json"))}
     published = read_json(folder / "published.json")["rows"]
     for name, table in SECTIONS.items():
         write_section(page, name, table(results))

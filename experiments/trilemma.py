@@ -24,13 +24,13 @@ import jax
 import tyro
 from convert import Conversion, Convert
 from harness.measure import cost, executions, history
-from harness.rows import TABLES, Row, all_rows
+from harness.rows import TABLES, Row, all_rows, read_result
 from rich.console import Console
 from rich.table import Table
 
 from ge2mst_jax.checks import check_choice, check_number, one_line
 from ge2mst_jax.data import BatchPlan, open_source
-from ge2mst_jax.files import read_json, write_whole
+from ge2mst_jax.files import write_whole
 from ge2mst_jax.provenance import environment
 from ge2mst_jax.train import as_json, train
 from ge2mst_jax.train.checkpoints import InUse, exclusive
@@ -96,7 +96,7 @@ class Sitting:
 
     def minutes(self, row: Row) -> float:
         """That a row will take: as those before it took, by weight."""
-        found = [(r.weight, read_json(self.result(r.name))["minutes"]) for r in self.rows if self.done(r)]
+        found = [(r.weight, read_result(self.result(r.name))["minutes"]) for r in self.rows if self.done(r)]
         each = sum(m for _, m in found) / sum(w for w, _ in found) if found else MINUTES
         return row.weight * each
 

@@ -16,10 +16,9 @@ from ge2mst_jax.nn import NeuronRecord
 from ge2mst_jax.report import differing
 from ge2mst_jax.train.deployed import count_over, first_images
 from ge2mst_jax.train.metrics import read_metrics
+from harness.rows import TIMED
 from harness.timing import medians, temporary_bytes, training_step
 
-#: Neurons that fire at every step, as they were trained.
-TIMED = ("if", "lif", "plif")
 #: Steps of a rate-coded run, and images that it is measured on.
 RATE_STEPS, RATE_IMAGES = (2, 4, 8, 16, 32, 64), 2_000
 CERTIFIED, CALIBRATED = 200, 500
@@ -29,9 +28,7 @@ BATCH = 100
 def cost(config, image_shape, classes: int, rounds: int = 5) -> dict:
     """Of the trainer's own step: bytes of its temporary arrays, seconds, and the ANN's seconds in turns with it."""
     compiled, run = training_step(config, image_shape, classes)
-    ann = dataclasses.replace(
-        config, neuron="relu", code="1x4", qk_code="1x2", remat="none", spike_budget=None
-    )  # fmt: skip
+    ann = dataclasses.replace(config, neuron="relu", code="1x4", qk_code="1x2", remat="none", spike_budget=None)
     runs = {"row": run} | ({} if ann == config else {"relu": training_step(ann, image_shape, classes)[1]})
     seconds = medians(runs, rounds)
     return {

@@ -5,8 +5,13 @@ import re
 
 from train import load_config
 
+from ge2mst_jax.checks import one_line
+from ge2mst_jax.files import read_json
+from ge2mst_jax.spiking import SpikeCode
 from ge2mst_jax.train import TrainConfig
 
+#: Neurons that fire at every step, as they were trained.
+TIMED = ("if", "lif", "plif")
 #: One recipe for all rows: an epoch of Fashion-MNIST.
 RECIPE = dataclasses.replace(
     load_config("fashion_mnist"), epochs=1.0, warmup_epochs=0.2, eval_every_epochs=0.5, checkpoint_every_epochs=0.1
@@ -48,9 +53,8 @@ class Row:
         """What its training costs, roughly, in runs of one epoch in one pass."""
         if not self.trained:
             return 0.1
-        timed = self.config.neuron in ("if", "lif", "plif")
-        steps = sum(map(int, re.findall(r"\d+", self.config.code)[:2])) - 1 if timed else 1
-        return self.config.epochs * (1.25 * steps if timed else 1)
+        timed = self.config.neuron in TIMED
+        return self.config.epochs * (1.25 * SpikeCode.parse(self.config.code).num_steps if timed else 1)
 
 
 def row(table: str, label: str, seed: int = 0, follows: str | None = None, trained: bool = True, **changes) -> Row:
@@ -115,3 +119,15 @@ TABLES = {"neurons": neurons, "attentions": attentions, "conversion": conversion
 def all_rows(tables=()) -> list[Row]:
     """Of the named tables, all if none, in their order."""
     return [made for name in tables or TABLES for made in TABLES[name]()]
+
+
+def read_result(path) -> dict:
+    """What `trilemma.py` left of a row.
+
+    Raises:
+        ValueError: the file is damaged, or another's.
+    """
+    found = read_json(path)
+    if missing := {"row", "table", "label", "config", "minutes"} - found.keys():
+        raise ValueError(f"{one_line(path)} is no result of a row (it lacks {min(missing)}): move it away")
+    return found

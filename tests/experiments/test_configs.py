@@ -100,6 +100,12 @@ def test_train_step_lowers_for_cpu_and_tpu_with_large_arrays_sharded(name, key):
         assert "num_partitions = 8" in traced.lower(lowering_platforms=(platform,)).as_text()[:2000]
 
 
+@pytest.mark.parametrize("name", ["imagenet_s", "imagenet_b", "imagenet_l"])
+def test_no_array_is_cut_along_data_unless_asked(name):
+    setup = set_up(load_config(name), *DATA[name])
+    assert all(array.sharding.is_fully_replicated for array in jax.tree.leaves(setup.abstract_state))
+
+
 def test_384_with_the_windows_of_224_is_refused_with_those_that_fit():
     config = dataclasses.replace(load_config("imagenet_b_384"), scales=())
     with pytest.raises(

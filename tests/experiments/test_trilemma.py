@@ -12,6 +12,7 @@ import trilemma
 from harness import rows
 from rich.console import Console
 
+from ge2mst_jax.spiking import SpikeCode
 from ge2mst_jax.train import as_json
 from ge2mst_jax.train.command import run_command
 from ge2mst_jax.train.loop import Interruption
@@ -28,7 +29,7 @@ def a_result(row) -> dict:
     made["cost"] = {"bytes": 2**26, "batch_size": 64, "seconds": 0.2, "relu_seconds": 0.1}
     if not row.trained:
         return made
-    neuron, steps = row.config.neuron, tables.steps_of(row.config.code)
+    neuron, steps = row.config.neuron, SpikeCode.parse(row.config.code).num_steps
     run = {"latency": 8 * steps, "accuracy": 0.88, "images": 2000, "spikes_per_neuron": 0.7, "energy_mj": ENERGY}
     runs = {"qcfs": (2, 4, 64), "relu": (0,)}.get(neuron, (steps,))
     made |= {"accuracy": 0.89 + row.config.seed / 100, "executed": [run | {"steps": t} for t in runs], "dense": 0.89}
@@ -148,6 +149,14 @@ def test_wrong_options_are_one_line(arguments, says, capsys):
         run_command(trilemma.main, trilemma.Options, arguments=arguments)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_result_is_named(docs, capsys):
+    with pytest.raises(SystemExit) as ended:
+        write(docs, {"row": "neurons-relu-s0"})
+    assert ended.value.code == 2
+    assert "neurons-relu-s0.json is no result of a row (it lacks config)" in capsys.readouterr().err
+    assert "not run" not in (docs / "results.md").read_text()
 
 
 def test_tables_without_results_say_so(docs):

@@ -49,8 +49,9 @@ ENTRY %main (p: f32[8]) -> (f32[8], f32[]) {
 """  # noqa: E501
 
 
-def test_cycles_count_as_often_as_loops_turn():
-    found, collectives, unknown = read_program(HLO)
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+def test_cycles_count_as_often_as_loops_turn(kind):
+    found, collectives, unknown = read_program(HLO.replace("%c = u32", f"%c = {kind}"))
     assert [(w.cycles, w.stage, w.direction, w.kind) for w in found] == [
         (50, "stage_0", "forward", "neurons"),
         (7, "outside", "outside", "other"),
