@@ -167,7 +167,9 @@ class Conversion:
         decay = 1 - 10 / config.num_steps(len(self.train))  # the average forgets in a tenth of the run
         config = dataclasses.replace(config, ema_decay=min(config.ema_decay, max(decay, 0.0)))
         setup = set_up(config, self.about["image_shape"], len(self.train.classes), len(self.train))
-        state = from_another_run(setup, setup.init(), lambda: batches_of(setup, self.train), self.say)
+        state = from_another_run(
+            setup, setup.init(), self.train.classes, lambda: batches_of(setup, self.train), self.say
+        )
         found = {"ann": ann, "converted": self.accuracy(setup.model, state.ema), "finetuned": None, "steps": None}
         self.say(f"{code}: {100 * ann:.2f} % of the ANN, {100 * found['converted']:.2f} % converted")
         if epochs:

@@ -140,7 +140,7 @@ def make_plan(config: TrainConfig, pod: Pod, work: str = "train", data=None) -> 
         ValueError: a batch that the pod cannot share, unknown data, what `lower_work` refuses.
     """
     data = data or shape_of(config)
-    steps = config.num_steps(data[2]) if work == "train" else None
+    steps = config.num_steps(data[2]) + config.extra_steps if work == "train" else None
     return plan_of(lower_work(config, work, pod.devices, data), pod, config.batch_size, work, steps)
 
 

@@ -20,7 +20,7 @@ _MOST = 2**31 - 1  # steps are counted in int32
 _WHOLE = dict(
     workers=(0, 1024), prefetch=(1, 1024), steps=(1, _MOST), batch_size=(1, 2**24), accumulate=(1, 2**16),
     seed=(0, 2**32 - 1), mesh_data=(-1, 2**20), mesh_model=(1, 2**20), fsdp_min_elements=(0, 2**62), keep=(1, 10**6),
-    log_every_steps=(1, _MOST), num_processes=(1, 2**20), process_id=(0, 2**20 - 1),
+    log_every_steps=(1, _MOST), extra_steps=(0, _MOST), num_processes=(1, 2**20), process_id=(0, 2**20 - 1),
 )  # fmt: skip
 #: Fields that are numbers: the smallest, the largest, and whether the smallest or the largest itself is left out.
 _NUMBERS = dict(
@@ -34,10 +34,12 @@ _NUMBERS = dict(
 _KINDS = dict(
     data=str, data_dir=Path, decode=DecodeConfig, augment=AugmentConfig, model=str, code=str, qk_code=str,
     attention=str, local=bool, input_code=str, lif=LIFSettings, scales=tuple, init_from=Path, distill_from=Path,
-    profile=bool, coordinator=str,
+    profile=bool, coordinator=str, freeze=str,
 )  # fmt: skip
 #: Fields that may be `None`.
-_OPTIONAL = tuple("data_dir steps spike_budget init_from distill_from coordinator num_processes process_id".split())
+_OPTIONAL = tuple(
+    "data_dir steps freeze spike_budget init_from distill_from coordinator num_processes process_id".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,8 @@ class TrainConfig:
     """Passes over the training images."""
     steps: int | None = None
     """Number of steps, in place of epochs."""
+    extra_steps: int = 0
+    """Steps after the last of the schedule, at its last learning rate; a finished run goes on for them."""
     batch_size: int = 64
     """Images of a global batch, over all devices and processes."""
     accumulate: int = 1
@@ -113,7 +117,11 @@ class TrainConfig:
     budget_gain: float = 5.0
     """Of the budget's controller: the spike penalty's weight for an error of 100 %."""
     init_from: Path | None = None
-    """A run whose averaged parameters this one starts from (fine-tuning); a relu network becomes a spiking one."""
+    """A run whose averaged parameters this one starts from (fine-tuning); a relu network becomes a spiking one, and the
+    head starts anew where the classes are others."""
+    freeze: str | None = None
+    """Parameters that stay as they start: those in whose path this regular expression is found, such as ^stage_0/.
+    BatchNorm's statistics follow the data all the same."""
     distill_from: Path | None = None
     """A run whose averaged network teaches this one: the logits that it gives each training image, as augmented."""
     distill_weight: float = 0.5
@@ -190,14 +198,14 @@ class TrainConfig:
         return round(epochs * examples / self.batch_size)
 
     def num_steps(self, examples: int) -> int:
-        """Of the whole run, at least 1.
+        """Of the learning rate's schedule, at least 1; `extra_steps` come after them.
 
         Raises:
             ValueError: more than can be counted.
         """
         steps = self.steps if self.steps is not None else max(1, self.in_steps(self.epochs, examples))
-        if steps > _MOST:
-            raise ValueError(f"epochs is {self.epochs}: that is {steps} steps, more than {_MOST}")
+        if steps + self.extra_steps > _MOST:
+            raise ValueError(f"epochs is {self.epochs}: that is {steps + self.extra_steps} steps, more than {_MOST}")
         return steps
 
 
@@ -229,6 +237,7 @@ def as_json(config: TrainConfig) -> dict:
 #: Fields that runs of earlier versions do not have, and what those did.
 BEFORE = {
     "qk_code": "1x1", "attention": "gw_ssa", "local": True, "distill_from": None, "distill_weight": 0.5,
+    "freeze": None, "extra_steps": 0,
     "lif": {"tau": 2.0, "threshold": 1.0, "reset": "soft", "surrogate": "triangle", "width": 1.0},
 }  # fmt: skip
 

@@ -140,11 +140,45 @@ def spiking_start(ann, variables, model, initial, batches):
     for name, (code, _) in layers.items():
         best = np.argmin(np.mean([error[name] for error in errors], 0), 0)
         theta = np.maximum(SHARES[best] * tops[name].astype(np.float64) / code.max_level, 1e-6)
-        raw = theta + np.log(-np.expm1(-theta))  # softplus(raw) = θ
-        params[f"{name}/raw"] = raw.astype(np.float32).reshape(params[f"{name}/raw"].shape)
+        params[f"{name}/raw"] = raw_of(theta).reshape(params[f"{name}/raw"].shape)
     made = {
         "params": traverse_util.unflatten_dict({path: jnp.asarray(a) for path, a in params.items()}, sep="/"),
         "batch_stats": initial["batch_stats"],
     }
-    statistics = [fetched(_statistics(model, made, images)) for images in batches]
-    return made | {"batch_stats": jax.tree.map(lambda *each: np.mean(each, 0), *statistics)}
+    return measured_anew(model, made, batches)
+
+
+def measured_anew(model, variables, batches):
+    """Variables with the mean of the BatchNorm statistics of each batch alone."""
+    statistics = [fetched(_statistics(model, variables, images)) for images in batches]
+    return variables | {"batch_stats": jax.tree.map(lambda *each: np.mean(each, 0), *statistics)}
+
+
+def of_other_codes(before, variables, model, batches):
+    """A spiking network's variables for one of the same arrays under other codes, groups or attention.
+
+    Every learned threshold becomes `θ·L/L'` of the levels `0..L` before and `0..L'` now: the largest value stays. Then
+    BatchNorm gets the mean statistics of the batches.
+
+    Args:
+        before: the network that the variables are of.
+        variables: `params` and `batch_stats`.
+        model: the network that they are for.
+        batches: a few arrays `[B, H, W, C]` of training images.
+    """
+    params = traverse_util.flatten_dict(variables["params"], sep="/")
+    codes = [neuron_layers(net.clone(scales=model.scales), variables, batches[0]) for net in (before, model)]
+    for name, (code, _) in codes[1].items():
+        theta = np.logaddexp(0.0, fetched(params[f"{name}/raw"]).astype(np.float64))  # softplus
+        params[f"{name}/raw"] = raw_of(theta * codes[0][name][0].max_level / code.max_level)
+    made = {"params": traverse_util.unflatten_dict(params, sep="/"), "batch_stats": variables["batch_stats"]}
+    return measured_anew(model, made, batches)
+
+
+def raw_of(theta):
+    """The parameter whose softplus is a threshold, float32.
+
+    >>> float(np.logaddexp(0, raw_of(np.float64(0.25))).round(6))
+    0.25
+    """
+    return (theta + np.log(-np.expm1(-theta))).astype(np.float32)

@@ -20,7 +20,7 @@ from ge2mst_jax.data.sources import open_source
 from ge2mst_jax.files import read_json, write_whole
 from ge2mst_jax.provenance import commit
 from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive, steps_in
-from ge2mst_jax.train.config import TrainConfig, as_json, check_mounted
+from ge2mst_jax.train.config import BEFORE, TrainConfig, as_json, check_mounted
 from ge2mst_jax.train.evaluate import evaluate
 from ge2mst_jax.train.metrics import Reporter
 from ge2mst_jax.train.processes import largest
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 #: What may change between the sittings of one run: where and how it runs, not what it computes.
 MAY_DIFFER = frozenset(
     """data_dir workers prefetch mesh_data mesh_model fsdp_min_elements keep log_every_steps profile eval_every_epochs
-    checkpoint_every_epochs coordinator num_processes process_id init_from""".split()
+    checkpoint_every_epochs coordinator num_processes process_id init_from extra_steps""".split()
 )
 PROFILED = range(10, 15)
 
@@ -137,7 +137,7 @@ def check_config(run_dir: Path, config: TrainConfig) -> None:
     path = run_dir / "config.json"
     if path.exists():
         try:
-            before = read_json(path)
+            before = BEFORE | read_json(path)
         except ValueError as error:
             raise ValueError(f"{one_line(error)}: mend it, or delete it (the checkpoints hold it too)") from error
         now = json.loads(json.dumps(as_json(config)))
@@ -166,7 +166,8 @@ class _Loop:
         self.run_dir, self.still_there, self.checkpoints = run_dir, still_there, checkpoints
         self.interruption, self.console = interruption, console
         self.sharding = batch_sharding(setup.mesh)
-        self.total = self.config.num_steps(len(source))
+        self.scheduled = self.config.num_steps(len(source))
+        self.total = self.scheduled + self.config.extra_steps
         self.evaluation = None
         self.best = -1.0
         self.teach = None
@@ -214,7 +215,7 @@ class _Loop:
             return step, state, about["data"], about["metrics_lines"]
         state = self.setup.init()
         if self.config.init_from is not None:
-            state = from_another_run(self.setup, state, self._batches, self._say)
+            state = from_another_run(self.setup, state, self.source.classes, self._batches, self._say)
             self._say(f"resume order 2 of 3: the averaged network of {self.config.init_from}")
         else:
             self._say(f"resume order 3 of 3: seed {self.config.seed}")
@@ -222,12 +223,12 @@ class _Loop:
 
     def _check(self, about: dict) -> None:
         """Refuses a checkpoint of another run."""
-        check_same_run(about["config"], self.about["config"], MAY_DIFFER)
+        check_same_run(BEFORE | about["config"], self.about["config"], MAY_DIFFER)
         check_same_run({field: about[field] for field in self.about}, self.about, {"config"})
 
     def _keep_config(self) -> None:
         path = self.run_dir / "config.json"
-        if jax.process_index() == 0 and not path.exists():
+        if jax.process_index() == 0 and not (path.exists() and read_json(path) == self.about["config"]):
             write_whole(path, json.dumps(self.about["config"], indent=1) + "\n")
 
     def _batches(self):
@@ -235,7 +236,7 @@ class _Loop:
 
     def _look_up(self, step, state, reporter, stream, stop) -> None:
         """Evaluates and saves where it is time to."""
-        examples, last = len(self.source), step == self.total
+        examples, last = len(self.source), step in (self.scheduled, self.total)
         evaluates = last or step % max(1, self.config.in_steps(self.config.eval_every_epochs, examples)) == 0
         saves = last or stop or step % max(1, self.config.in_steps(self.config.checkpoint_every_epochs, examples)) == 0
         if not (evaluates or saves):

@@ -3,12 +3,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
+from flax import traverse_util
 
 from ge2mst_jax.checks import shown
 from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
-from ge2mst_jax.train.from_ann import BATCHES, spiking_start
+from ge2mst_jax.train.from_ann import BATCHES, of_other_codes, spiking_start
 from ge2mst_jax.train.restore import load_averaged
 from ge2mst_jax.train.setup import Setup
 from ge2mst_jax.train.sharding import batch_sharding, replicated
@@ -16,6 +18,9 @@ from ge2mst_jax.train.step import TrainState, teach
 
 #: Neurons that learn a threshold, which a network of relu neurons gives them to start with.
 LEARNED = ("expg", "qcfs")
+#: Fields of a network that change what it computes, and none of its parameters.
+COMPUTED = ("neuron", "code", "qk_code", "attention", "scales", "lif", "input_code")
+STEM = "params/stem/synapse/kernel"
 
 
 def batches_of(setup: Setup, source):
@@ -52,42 +57,92 @@ def teacher_of(setup: Setup, classes):
     return functools.partial(logits, jax.device_put(variables, replicated(mesh))), about["step"]
 
 
-def from_another_run(setup: Setup, state: TrainState, batches, say) -> TrainState:
+def from_another_run(setup: Setup, state: TrainState, classes, batches, say) -> TrainState:
     """The state of a run that starts from the averaged network of `setup.config.init_from`.
+
+    Every array is copied, but for: the head, which starts anew where the classes are others; a stem of another number
+    of channels (`fit_channels`); and thresholds. Those of neurons that learn one come from activations where the other
+    run's are relu (`spiking_start`), and keep the largest value `θ·L` where its code was another. Where neurons, codes
+    or attention changed, BatchNorm's statistics are measured anew.
 
     Args:
         setup: of the run.
         state: its own first one.
+        classes: names of the run's classes, in order.
         batches: makes its training batches.
         say: is told, in a line, what was done beside copying.
 
     Raises:
         CheckpointError: no such run.
-        ValueError: a network of other parameters, or of neurons that give this one's no thresholds.
+        ValueError: a network of other arrays, or of neurons that give this one's no thresholds.
     """
-    config, mesh = setup.config, setup.mesh
-    found, ema, about = load_averaged(config.init_from, mesh=mesh)
-    if found.neuron == "relu" and config.neuron in LEARNED:
-        with prefetch_to_device(batches(), batch_sharding(mesh), 1) as stream:
-            images = [next(stream)["image"] for _ in range(BATCHES)]
-        try:
-            ema = spiking_start(found, ema, setup.model, state.ema, images)
-        except ValueError as error:
-            raise ValueError(f"init_from: {error}") from error
-        say(f"thresholds of {config.neuron} neurons from the activations of {BATCHES} batches in a network of relu")
-    elif found.neuron == "relu" != config.neuron:
+    config, mesh, model = setup.config, setup.mesh, setup.model
+    found, given, about = load_averaged(config.init_from, mesh=mesh)
+    found = found.clone(num_classes=model.num_classes)  # as its arrays will be
+    from_ann = found.neuron == "relu" != config.neuron
+    if from_ann and config.neuron not in LEARNED:
         raise ValueError(
             f"init_from: {config.init_from} is a run of relu neurons, whose activations give thresholds to "
             f"{' and '.join(LEARNED)} neurons, not to {config.neuron}"
         )
-    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (ema, state.ema)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"init_from: the network of {config.init_from} ({about['config']['model']}) has other parameters"
-        )
-    copies = jax.tree.map(lambda new, like: jax.device_put(new, like.sharding), ema, state.ema)
+    fitted = fit_to(given, state.ema, about, list(classes), config.init_from, from_ann, say)
+    if changed := from_ann or [name for name in COMPUTED if getattr(found, name) != getattr(model, name)]:
+        with prefetch_to_device(batches(), batch_sharding(mesh), 1) as stream:
+            images = [next(stream)["image"] for _ in range(BATCHES)]
+    if from_ann:
+        fitted = spiking_start(found, fitted, model, state.ema, images)
+        say(f"thresholds of {config.neuron} neurons from the activations of {BATCHES} batches in a network of relu")
+    elif changed:
+        fitted = of_other_codes(found, fitted, model, images)
+        say(f"other {', '.join(changed)}: BatchNorm's statistics are those of {BATCHES} batches")
+    copies = jax.tree.map(lambda new, like: jax.device_put(new, like.sharding), fitted, state.ema)
     return state.replace(
         params=jax.tree.map(lambda x: x.copy(), copies["params"]),
         batch_stats=jax.tree.map(lambda x: x.copy(), copies["batch_stats"]),
         ema=copies,
     )
+
+
+def fit_to(given, initial, about: dict, classes: list, path, from_ann: bool, say) -> dict:
+    """Another run's variables as those of this one; `initial`'s where the other's have no meaning here.
+
+    Raises:
+        ValueError: names what else differs.
+    """
+    anew = about["classes"] != classes
+    if anew:
+        say(f"the head starts anew: {len(classes)} classes, other than the {len(about['classes'])} of {path}")
+    given, wanted = (traverse_util.flatten_dict(tree, sep="/") for tree in (given, initial))
+    if from_ann:
+        wanted = {name: like for name, like in wanted.items() if not name.endswith("/raw")}
+    made, differing = {}, [f"{name} is there and not here" for name in given.keys() - wanted.keys()]
+    for name, like in wanted.items():
+        array = given.get(name)
+        if anew and name.startswith("params/head/"):
+            array = like
+        elif name == STEM and array is not None and array.shape != like.shape:
+            array = fit_channels(array, like.shape[2])
+        if array is None or array.shape != like.shape:
+            differing.append(f"{name} is {getattr(array, 'shape', 'absent')} there, {like.shape} here")
+        made[name] = array
+    if differing:
+        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        raise ValueError(
+            f"init_from: the network of {path} ({about['config']['model']}, {about['config']['neuron']}) does not fit: "
+            f"{'; '.join(sorted(differing)[:3])}{more}"
+        )
+    if made[STEM].shape != given[STEM].shape:
+        say(f"the stem's kernel: {given[STEM].shape[2]} channels of {path} made {made[STEM].shape[2]}")
+    return traverse_util.unflatten_dict(made, sep="/")
+
+
+def fit_channels(kernel, channels: int):
+    """A stem's kernel `[k, k, C, C']` for another number of channels: `1 -> n` shares it out equally, `n -> 1` adds it
+    up, so that a grey image gives the same currents; another number is left as it is.
+
+    >>> fit_channels(jnp.ones((3, 3, 1, 2)), 3).sum(2)[0, 0].round(5).tolist()
+    [1.0, 1.0]
+    """
+    if kernel.shape[2] == 1:
+        return jnp.repeat(kernel, channels, 2) / channels
+    return jnp.sum(kernel, 2, keepdims=True) if channels == 1 else kernel

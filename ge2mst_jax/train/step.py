@@ -1,6 +1,7 @@
 """Train state and the train step, a pure function."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
 
+from ge2mst_jax.checks import shown
 from ge2mst_jax.data.augment import augment
 from ge2mst_jax.train.budget import BudgetState, calibrate, init_budget, penalty, spike_rate, steer
 from ge2mst_jax.train.config import TrainConfig
@@ -28,17 +30,40 @@ class TrainState:
     budget: BudgetState
 
 
-def decayed(params):
-    """Which parameters get weight decay: kernels alone.
+def trained(params, freeze: str | None = None):
+    """Which parameters are trained: those in whose path the regular expression `freeze` is not found.
 
-    >>> decayed({"a": {"kernel": 1, "bias": 2}})
-    {'a': {'kernel': True, 'bias': False}}
+    Raises:
+        ValueError: no regular expression, or one that is found in no path or in all.
+
+    >>> trained({"a": {"kernel": 1}, "b": {"bias": 2}}, "^a/")
+    {'a': {'kernel': False}, 'b': {'bias': True}}
     """
-    return traverse_util.path_aware_map(lambda path, _: path[-1] == "kernel", params)
+    try:
+        found = traverse_util.path_aware_map(
+            lambda path, _: freeze is None or not re.search(freeze, "/".join(path)), params
+        )
+    except re.error as error:
+        raise ValueError(f"freeze is {shown(freeze)}: no regular expression ({error})") from error
+    leaves = jax.tree.leaves(found)
+    if freeze is not None and (all(leaves) or not any(leaves)):
+        which = "no parameter's path" if all(leaves) else "every parameter's path, so that nothing is left to train"
+        some = ", ".join(sorted("/".join(path) for path in traverse_util.flatten_dict(params))[:3])
+        raise ValueError(f"freeze is {shown(freeze)}: it is found in {which} (they are {some}, ...)")
+    return found
+
+
+def decayed(params, freeze: str | None = None):
+    """Which parameters get weight decay: kernels alone, of those that are trained.
+
+    >>> decayed({"a": {"kernel": 1, "bias": 2}, "b": {"kernel": 3}}, "^b/")
+    {'a': {'kernel': True, 'bias': False}, 'b': {'kernel': False}}
+    """
+    return traverse_util.path_aware_map(lambda path, free: free and path[-1] == "kernel", trained(params, freeze))
 
 
 def learning_rate(config: TrainConfig, examples: int) -> optax.Schedule:
-    """Linear warm-up, then a cosine; of a run over `examples` training images."""
+    """Linear warm-up, then a cosine, then its last value; of a run over `examples` training images."""
     total = config.num_steps(examples)
     warmup = min(config.in_steps(config.warmup_epochs, examples), total - 1)
     peak = config.learning_rate
@@ -51,7 +76,11 @@ def make_optimizer(config: TrainConfig, examples: int) -> optax.GradientTransfor
     """AdamW, gradients clipped by their global norm."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate(config, examples), weight_decay=config.weight_decay, mask=decayed),
+        optax.adamw(
+            learning_rate(config, examples),
+            weight_decay=config.weight_decay,
+            mask=functools.partial(decayed, freeze=config.freeze),
+        ),
     )
 
 
@@ -156,11 +185,14 @@ def train_step(state: TrainState, batch, key, *, model, optimizer, schedule, con
     Returns:
         The next state and metrics, float32 scalars: `loss`, `accuracy`, `gradient_norm`, `learning_rate`, and, where
         there is a budget, `penalty` and `spikes_per_neuron`: a step counts spikes only for what acts on them
-        (evaluation counts them in any case).
+        (evaluation counts them in any case). Gradients are those of the parameters that are not frozen.
     """
     images, targets, drop_key = augmented(batch, state.step, key, model.num_classes, config)
     taught = batch.get("taught")
     gradients, (batch_stats, metrics) = gradients_of(state, images, targets, taught, drop_key, model, config)
+    if config.freeze is not None:
+        free = trained(state.params, config.freeze)
+        gradients = jax.tree.map(lambda g, free: g if free else jnp.zeros_like(g), gradients, free)
     metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": jnp.float32(schedule(state.step))}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
