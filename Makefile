@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 RUN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: quickstart test test-first test-second test-all slow-first slow-second lint bench trilemma tables fuzz kills clean
+.PHONY: quickstart test test-first test-second test-all slow-first slow-second test-versions dist lint bench trilemma tables fuzz kills clean
 
 quickstart: $(READY)
 	$(RUN) experiments/quickstart.py
@@ -32,6 +32,18 @@ slow-first: $(READY)
 
 slow-second: $(READY)
 	$(CACHE) $(RUN) -m pytest -m slow tests/train tests/fuzz
+
+# The fast tests, and the wheel in an empty environment, on every Python that is found; or VERSIONS="3.13".
+VERSIONS ?= 3.11 3.12 3.13
+test-versions:
+	tests/versions.sh $(VERSIONS)
+
+# Wheel and source archive in dist/, checked.
+dist: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -67,4 +79,4 @@ $(READY): requirements.txt requirements-3.12.txt requirements-3.13.txt setup.cfg
 	@touch $(READY)
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .cache dist .pytest_cache .ruff_cache .hypothesis build *.egg-info
