@@ -12,9 +12,10 @@ from ge2mst_jax.train import TrainConfig
 
 #: Neurons that fire at every step, as they were trained.
 TIMED = ("if", "lif", "plif")
-#: One recipe for all rows: an epoch of Fashion-MNIST.
+#: One recipe for all rows: half an epoch of Fashion-MNIST.
+EPOCHS = 0.5
 RECIPE = dataclasses.replace(
-    load_config("fashion_mnist"), epochs=1.0, warmup_epochs=0.2, eval_every_epochs=0.5, checkpoint_every_epochs=0.1
+    load_config("fashion_mnist"), epochs=EPOCHS, warmup_epochs=0.1, eval_every_epochs=0.25, checkpoint_every_epochs=0.1
 )
 #: Of the rows that stand for their kind.
 SEEDS = (0, 1, 2)
@@ -52,7 +53,7 @@ class Row:
     def weight(self) -> float:
         """What its training costs, roughly, in runs of one epoch in one pass."""
         if not self.trained:
-            return 0.1
+            return 0.05
         timed = self.config.neuron in TIMED
         return self.config.epochs * (1.25 * SpikeCode.parse(self.config.code).num_steps if timed else 1)
 
@@ -82,7 +83,7 @@ def neurons():
     for neuron in ("lif", "plif"):
         for steps in (1, 2, 4) if neuron == "plif" else (1, 2):
             yield row("neurons", f"{neuron}, T = {steps}", neuron=neuron, code=f"1x{steps}", **step)
-        yield row("neurons", f"{neuron}, T = 8, a quarter", neuron=neuron, code="1x8", epochs=0.25, **step)
+        yield row("neurons", f"{neuron}, T = 8, a quarter", neuron=neuron, code="1x8", epochs=EPOCHS / 4, **step)
         for steps in (1, 2, 4, 8):
             changes = dict(neuron=neuron, code=f"1x{steps}", remat="nothing_saveable", **step)
             yield row("neurons", f"{neuron}, T = {steps}, rematerialised", trained=False, **changes)
@@ -110,7 +111,7 @@ def conversions():
     """The finished ANN made spiking: without training, and after a tenth of its steps (`convert.py`)."""
     ann = row("neurons", "relu").name
     for code in ("1x4", "2x2", "1x8"):
-        yield row("conversion", code, follows=ann, code=code, epochs=0.1)
+        yield row("conversion", code, follows=ann, code=code, epochs=EPOCHS / 10)
 
 
 TABLES = {"neurons": neurons, "attentions": attentions, "conversion": conversions}
