@@ -77,8 +77,8 @@ def test_every_row_has_a_name_of_its_own_and_a_network():
 
 def test_what_lif_costs_grows_with_its_steps():
     weights = {row.label: row.weight for row in rows.all_rows(["neurons"])}
-    assert weights["relu"] == weights["expg 4x1"] == 1
-    assert weights["lif, T = 4"] == 2 * weights["lif, T = 2"] > 2
+    assert weights["relu"] == weights["expg 4x1"] == rows.EPOCHS
+    assert weights["lif, T = 4"] == 2 * weights["lif, T = 2"] > 2 * weights["relu"]
 
 
 def test_rows_that_are_done_are_not_run_again(tmp_path):
@@ -133,7 +133,7 @@ def test_estimates_go_by_what_was_measured(tmp_path):
     made.options.results.mkdir()
     made.result(row.name).write_text(json.dumps(a_result(row)))
     lif = next(row for row in made.rows if row.label == "lif, T = 4")
-    assert made.minutes(lif) == 2.0 * lif.weight
+    assert made.minutes(lif) == 2.0 * lif.weight / row.weight
 
 
 @pytest.mark.parametrize(
