@@ -1,5 +1,6 @@
 """The site is built strictly, and every link and picture inside it is there, anchors too."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -72,17 +73,18 @@ def test_nothing_is_loaded_from_elsewhere(site):
 
 
 @pytest.mark.slow
-def test_the_reference_has_every_public_name(site):
-    for room in ROOMS:
-        (page,) = (path for path in site if path.parts[-2:] == ("reference", f"{room}.html"))
-        module = importlib.import_module(f"ge2mst_jax.{room}")
-        documented = {
-            name
-            for name in module.__all__
-            if getattr(getattr(module, name), "__doc__", None) and callable(getattr(module, name))
-        }
-        missing = {name for name in documented if f"ge2mst_jax.{room}.{name}" not in site[page].anchors}
-        assert missing == set(), room
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_reference_has_every_public_function_and_class(site, room):
+    (page,) = (path for path in site if path.parts[-2:] == ("reference", f"{room}.html"))
+    module = importlib.import_module(f"ge2mst_jax.{room}")
+    # A function may have the name of the file that it is in.
+    missing = [
+        name
+        for name in module.__all__
+        if callable(getattr(module, name))
+        and not site[page].anchors & {f"ge2mst_jax.{room}.{name}", f"ge2mst_jax.{room}.{name}.{name}"}
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(
