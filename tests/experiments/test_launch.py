@@ -234,23 +234,25 @@ def test_slurm_would_submit_a_process_for_each_node(tmp_path):
     assert words[-1].startswith("--wrap=srun --cpus-per-task=24 ")
 
 
+def stand_ins(folder, **programs):
+    """The environment of a Slurm whose sbatch runs the job at once, with sh, and whose other programs do as is said."""
+    programs["sbatch"] = 'for last; do :; done; SLURM_JOB_ID=$$ exec sh -c "${last#--wrap=}"'
+    for name, body in programs.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
 @pytest.mark.parametrize(("status", "queued"), [(0, False), (2, False), (1, False), (137, False), (143, True)])
 def test_slurm_queues_again_what_was_told_to_end(status, queued, tmp_path):
-    """sbatch and srun are stand-ins here: the one runs the job with sh, the other ends with a status."""
-    stubs = {
-        "sbatch": 'for last; do :; done; SLURM_JOB_ID=7 exec sh -c "${last#--wrap=}"',
-        "srun": f'printf "<%s>" "$@"; exit {status}',
-        "scontrol": 'echo " scontrol $*"',
-    }
-    for name, body in stubs.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "/opt/a b/python"}
+    srun = f'printf "<%s>" "$@"; exit {status}'
+    env = stand_ins(tmp_path, srun=srun, scontrol='echo " scontrol $*"') | {"PYTHON": "/opt/a b/python"}
     found = launch("slurm.sh", *SLURM, "digits", "--run-dir", 'a "$b" c', cwd=tmp_path, env=env)
     assert found.returncode == status
     assert found.stdout.startswith("<--cpus-per-task=8></opt/a b/python><")
     assert '<digits><--run-dir><a "$b" c><--run-dir></mnt/runs/s><--coordinator><auto>' in found.stdout
-    assert found.stdout.endswith(" scontrol requeue 7\n") == queued
+    assert found.stdout.endswith("\n") == queued
+    assert bool(re.search(r" scontrol requeue \d+\n$", found.stdout)) == queued
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda12", "cuda13"])
@@ -336,3 +338,30 @@ def test_local_trains_on_two_processes(tmp_path):
     assert re.search(r"^test accuracy \d+\.\d+ %  in run$", found.stdout, re.MULTILINE)
     assert "loss" not in (tmp_path / "logs" / "process-1.log").read_text()  # process 0 alone reports
     assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+
+
+#: Two tasks on one node, as Slurm 22.05 tells them so.
+SRUN = """shift
+export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=2 SLURM_NODEID=0
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" >"task-$i" 2>&1 & pids[i]=$!; done
+wait "${pids[0]}" && wait "${pids[1]}"
+"""
+
+
+@pytest.mark.slow
+def test_slurm_trains_on_two_processes_that_find_each_other(tmp_path):
+    env = stand_ins(tmp_path, srun=SRUN) | {
+        "PYTHON": sys.executable,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    options = ["--run-dir", "run", "digits", "--steps", 3, "--log-every-steps", 1]
+    found = launch("slurm.sh", *options, cwd=tmp_path, env=env)
+    first, second = ((tmp_path / f"task-{i}").read_text() for i in (0, 1))
+    assert found.returncode == 0, first + second
+    lines = [line for line in first.splitlines() if not line.startswith("[Gloo]")]
+    assert lines[0] == "devices: 2 cpu, 2 processes"
+    assert re.findall(r"^step (\d)/3  loss \d\.\d+", first, re.MULTILINE) == ["1", "2", "3"]
+    assert "loss" not in second
