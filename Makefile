@@ -39,7 +39,7 @@ lint: $(READY)
 
 # The documentation site, into .cache/site; a link that leads nowhere ends it.
 docs: .venv/.docs
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 .venv/.docs: $(READY)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .[docs]

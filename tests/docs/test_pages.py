@@ -13,7 +13,7 @@ ELSEWHERE = {"docs/export.md": "tests/convert/test_export.py"}
 #: Pages that compile a network.
 SLOW = ("docs/tutorials/conversion.md", "docs/tutorials/energy.md")
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-#: Other than Python: not run, but for shells' options in `tests/experiments` and `tests/fuzz`.
+#: What a block may be in; only Python is run.
 LANGUAGES = {"python", "sh", "text"}
 
 
@@ -48,6 +48,15 @@ def test_no_page_is_left_out():
 def test_every_block_says_what_it_is(page):
     assert {language for language, _ in blocks(page)} <= LANGUAGES
     assert (ROOT / page).read_text().count("```") == 2 * len(blocks(page))
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_name_scripts_and_experiments_that_are_there(page):
+    text = (ROOT / page).read_text()
+    scripts = set(re.findall(r"(?<!/)experiments/[\w/]+\.(?:py|sh)", text)) - {"experiments/configs/NAME.py"}
+    assert {script for script in scripts if not (ROOT / script).is_file()} == set()
+    names = set(re.findall(r"experiments/train\.py (\w+)", text)) - {"NAME", "as"}
+    assert {name for name in names if not (ROOT / f"experiments/configs/{name}.py").is_file()} == set()
 
 
 def test_versions_are_one():
