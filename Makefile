@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 RUN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: quickstart test test-first test-second test-all slow-first slow-second test-versions dist lint bench trilemma tables fuzz kills clean
+.PHONY: quickstart test test-first test-second test-all slow-first slow-second test-versions dist lint docs bench trilemma tables fuzz kills clean
 
 quickstart: $(READY)
 	$(RUN) experiments/quickstart.py
@@ -48,6 +48,14 @@ dist: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+# The documentation site, into .cache/site; a link that leads nowhere ends it.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+.venv/.docs: $(READY)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable .[docs]
+	@touch $@
 
 bench: $(READY)
 	$(RUN) experiments/bench.py

@@ -66,7 +66,7 @@ class TrainConfig:
     model: str = "ge2mst_nano"
     """Name of the network's size."""
     code: str = "1x4"
-    """Temporal grouping of every neuron but those of queries and keys, GxK[/cap][+s1,...]."""
+    """Temporal grouping of every neuron but those of queries and keys, `GxK[/cap][+s1,...]`."""
     qk_code: str = "1x2"
     """Temporal grouping of the neurons of attention's queries and keys; 1x1 is binary."""
     neuron: str = "expg"

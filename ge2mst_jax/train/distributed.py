@@ -11,6 +11,7 @@ import jax
 
 from ge2mst_jax.checks import check_whole, shown
 from ge2mst_jax.train.config import TrainConfig
+from ge2mst_jax.train.machine import gpu_files
 
 #: Field of the config: variable of the environment that stands in for it.
 ENVIRONMENT = {
@@ -23,7 +24,7 @@ JOIN_SECONDS = "GE2MST_JOIN_SECONDS"
 MOST_PROCESSES = 65536
 NO_CLUSTER = (
     "coordinator is auto, but JAX finds no cluster to ask, neither TPU VM nor GKE, Slurm (start it with srun) or Open "
-    "MPI ({}): give coordinator HOST:PORT, num_processes and process_id, or leave all three out for a single process"
+    "MPI: leave coordinator out for a single process, or give HOST:PORT, num_processes and process_id (JAX says: {})"
 )
 
 
@@ -129,7 +130,8 @@ def local_devices(environ) -> list[int] | None:
     """Which GPUs of its host this process takes; `[]` is all that it sees, `None` leaves it to JAX.
 
     Under Slurm and Open MPI JAX takes one GPU a process, whatever the host has. Here the processes of a host share its
-    GPUs out among themselves, so that none is left idle.
+    GPUs out among themselves, so that none is left idle. Where neither Slurm nor `CUDA_VISIBLE_DEVICES` says how many
+    there are, the device files do.
 
     Raises:
         ValueError: there are GPUs, but not as many for each process as for the others.
@@ -147,13 +149,11 @@ def local_devices(environ) -> list[int] | None:
         return None
     if tasks is None:
         return None
-    tasks, task = (
-        whole("processes on this host", tasks, 1, MOST_PROCESSES),
-        whole("their number", task, 0, MOST_PROCESSES),
-    )
+    tasks = whole("processes on this host", tasks, 1, MOST_PROCESSES)
+    task = whole("their number", task, 0, MOST_PROCESSES)
     visible = environ.get("CUDA_VISIBLE_DEVICES")
-    of_host = int(environ.get("SLURM_GPUS_ON_NODE") or 0)
-    gpus = of_host if visible is None else len([name for name in visible.split(",") if name])
+    of_host = whole("SLURM_GPUS_ON_NODE", environ.get("SLURM_GPUS_ON_NODE") or 0, 0, MOST_PROCESSES)
+    gpus = (of_host or len(gpu_files())) if visible is None else len([name for name in visible.split(",") if name])
     bound = visible is not None and gpus < (of_host or tasks)
     if tasks == 1 or bound or environ.get("JAX_PLATFORMS") == "cpu":
         return []  # alone here, or already bound to GPUs of its own
@@ -161,7 +161,8 @@ def local_devices(environ) -> list[int] | None:
         return None
     if gpus % tasks:
         raise ValueError(
-            f"{tasks} processes on this host cannot share its {gpus} GPUs evenly: start one a host, or one a GPU"
+            f"{tasks} processes on this host cannot share its {gpus} GPUs evenly: start one a host, or one a GPU, "
+            "or set JAX_PLATFORMS=cpu"
         )
     each = gpus // tasks
     return list(range(task * each, (task + 1) * each))

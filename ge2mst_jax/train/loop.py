@@ -22,6 +22,7 @@ from ge2mst_jax.provenance import commit
 from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive, steps_in
 from ge2mst_jax.train.config import BEFORE, TrainConfig, as_json, check_mounted
 from ge2mst_jax.train.evaluate import evaluate
+from ge2mst_jax.train.machine import name_devices
 from ge2mst_jax.train.metrics import Reporter
 from ge2mst_jax.train.processes import largest
 from ge2mst_jax.train.setup import Setup, set_up
@@ -176,6 +177,7 @@ class _Loop:
 
     def run(self) -> Trained:
         config = self.config
+        name_devices(list(self.setup.mesh.devices.flat), self._say)
         step, state, data_state, lines = self._start()
         self._keep_config()
         batches = self._batches()

@@ -15,12 +15,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
-SCRIPTS = ("local.sh", "tpu_vm.sh", "gke_xpk.sh")
+SCRIPTS = ("local.sh", "tpu_vm.sh", "gke_xpk.sh", "slurm.sh")
 TPU_VM = "--tpu slice --zone zone-a --repo https://host/code.git --commit abc123 --run-dir /mnt/runs/s".split()
 GKE = (
     "--cluster c --project p --zone zone-a --workload job-1 --tpu-type v5litepod-16 --repo https://host/code.git "
     "--commit abc123 --run-dir /mnt/runs/s"
 ).split()
+SLURM = ["--run-dir", "/mnt/runs/s"]
 
 
 #: A bash 3.2, which macOS has; where there is one, every test of the launchers runs under it.
@@ -86,6 +87,16 @@ def test_help_lists_every_option(script):
         ("gke_xpk.sh", [*GKE, "--workload", "Job_1", "digits"], "--workload is 'Job_1'"),
         ("gke_xpk.sh", [*GKE, "--run-dir", "gs://bucket/run", "digits"], "--run-dir is 'gs://bucket/run'"),
         ("gke_xpk.sh", [*GKE, "digits", "--data-dir", "it's"], "a quote in an option"),
+        ("slurm.sh", ["digits"], "--run-dir is missing"),
+        ("slurm.sh", SLURM, "no experiment"),
+        ("slurm.sh", [*SLURM, "nope"], "unknown experiment 'nope'"),
+        ("slurm.sh", [*SLURM, "--nodes", "two", "digits"], "--nodes is 'two': it must be a whole number, 1 to 65535"),
+        ("slurm.sh", [*SLURM, "--gpus", "0", "digits"], "--gpus is '0': it must be a whole number, 1 to 65535"),
+        ("slurm.sh", [*SLURM, "--per", "host", "digits"], "--per is 'host': it must be gpu or node"),
+        ("slurm.sh", [*SLURM, "--time", "--nodes", "2", "digits"], "--time needs a value"),
+        ("slurm.sh", [*SLURM, "--sbatch", "--qos=high", "digits"], "--sbatch needs a value"),
+        ("slurm.sh", [*SLURM, "--steps", "3", "digits"], "unknown option --steps"),
+        ("slurm.sh", [*SLURM, "digits", "--data-dir", "it's"], "a quote in an option"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(script, arguments, says, tmp_path):
@@ -105,7 +116,7 @@ NEWER = {
     r"&>>|\|&|;;?&": "redirections and case ends",
     r"=~ [^$'\"]*\(": "parentheses in a regular expression that is no variable",
     r"\$\{?(BASHPID|EPOCH\w+|SRANDOM)|%\([^)]*\)T": "variables and times",
-    r"(?<!\+)\"\$\{(storage|pids)\[@\]\}\"": "an empty array under set -u",
+    r"(?<!\+)\"\$\{(storage|pids|more)\[@\]\}\"": "an empty array under set -u",
     r"\[-\d+\]": "negative indices",
     r"printf -v \S*\[": "printf into an array",
     r"\b(realpath|readlink -f|timeout|tac)\b|\bsed (-i|-r)|[^;]\}'": "GNU's tools",
@@ -137,7 +148,7 @@ def test_what_is_newer_is_found(line):
 def test_cdpath_misleads_nobody(script, tmp_path):
     (tmp_path / "experiments/launch").mkdir(parents=True)
     (tmp_path / "experiments/configs").mkdir()
-    arguments = {"local.sh": [], "tpu_vm.sh": TPU_VM, "gke_xpk.sh": GKE}[script]
+    arguments = {"local.sh": [], "tpu_vm.sh": TPU_VM, "gke_xpk.sh": GKE, "slurm.sh": SLURM}[script]
     found = subprocess.run(
         [*([BASH] if BASH else []), f"experiments/launch/{script}", "--dry-run", *arguments, "--", "digits"],
         cwd=ROOT, env=os.environ | {"CDPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
@@ -191,7 +202,60 @@ def test_gke_would_submit_one_workload(tmp_path):
     assert words[-1].endswith(train)
 
 
-@pytest.mark.parametrize("platform", ["tpu"])
+def test_slurm_would_submit_a_process_for_each_gpu(tmp_path):
+    options = [
+        *SLURM,
+        "--nodes",
+        2,
+        "--time",
+        "24:00:00",
+        "--partition",
+        "p",
+        "--sbatch",
+        "qos=high",
+        "--sbatch",
+        "mem=0",
+    ]
+    (words,) = dry_run("slurm.sh", *options, "imagenet_s", "--data-dir", "/mnt/a b", cwd=tmp_path)
+    assert words[0] == "sbatch"
+    expected = ["--job-name=imagenet_s", "--nodes=2", "--ntasks-per-node=8", "--cpus-per-task=8", "--gres=gpu:8"]
+    expected += ["--time=24:00:00", "--partition=p", "--qos=high", "--mem=0", "--signal=TERM@180", "--requeue"]
+    assert set(expected) <= set(words)
+    assert not [word for word in words if word.startswith("--account")]
+    train = shlex.split(words[-1].removeprefix("--wrap=").partition(";")[0])
+    assert train[:4] == ["srun", "--cpus-per-task=8", "python", str(ROOT / "experiments/train.py")]
+    assert train[4:7] == ["imagenet_s", "--data-dir", "/mnt/a b"]
+    assert train[7:] == [*SLURM, "--coordinator", "auto"]
+
+
+def test_slurm_would_submit_a_process_for_each_node(tmp_path):
+    (words,) = dry_run("slurm.sh", *SLURM, "--per", "node", "--gpus", 4, "--cpus", 6, "digits", cwd=tmp_path)
+    assert {"--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=24", "--gres=gpu:4"} <= set(words)
+    assert words[-1].startswith("--wrap=srun --cpus-per-task=24 ")
+
+
+def stand_ins(folder, **programs):
+    """The environment of a Slurm whose sbatch runs the job at once, with sh, and whose other programs do as is said."""
+    programs["sbatch"] = 'for last; do :; done; SLURM_JOB_ID=$$ exec sh -c "${last#--wrap=}"'
+    for name, body in programs.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(("status", "queued"), [(0, False), (2, False), (1, False), (137, False), (143, True)])
+def test_slurm_queues_again_what_was_told_to_end(status, queued, tmp_path):
+    srun = f'printf "<%s>" "$@"; exit {status}'
+    env = stand_ins(tmp_path, srun=srun, scontrol='echo " scontrol $*"') | {"PYTHON": "/opt/a b/python"}
+    found = launch("slurm.sh", *SLURM, "digits", "--run-dir", 'a "$b" c', cwd=tmp_path, env=env)
+    assert found.returncode == status
+    assert found.stdout.startswith("<--cpus-per-task=8></opt/a b/python><")
+    assert '<digits><--run-dir><a "$b" c><--run-dir></mnt/runs/s><--coordinator><auto>' in found.stdout
+    assert found.stdout.endswith("\n") == queued
+    assert bool(re.search(r" scontrol requeue \d+\n$", found.stdout)) == queued
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda12", "cuda13"])
 def test_pinned_jax_has_what_the_launchers_install(platform):
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("jax==")]
     assert len(pins) == 1
@@ -274,3 +338,30 @@ def test_local_trains_on_two_processes(tmp_path):
     assert re.search(r"^test accuracy \d+\.\d+ %  in run$", found.stdout, re.MULTILINE)
     assert "loss" not in (tmp_path / "logs" / "process-1.log").read_text()  # process 0 alone reports
     assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+
+
+#: Two tasks on one node, as Slurm 22.05 tells them so.
+SRUN = """shift
+export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=2 SLURM_NODEID=0
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" >"task-$i" 2>&1 & pids[i]=$!; done
+wait "${pids[0]}" && wait "${pids[1]}"
+"""
+
+
+@pytest.mark.slow
+def test_slurm_trains_on_two_processes_that_find_each_other(tmp_path):
+    env = stand_ins(tmp_path, srun=SRUN) | {
+        "PYTHON": sys.executable,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    options = ["--run-dir", "run", "digits", "--steps", 3, "--log-every-steps", 1]
+    found = launch("slurm.sh", *options, cwd=tmp_path, env=env)
+    first, second = ((tmp_path / f"task-{i}").read_text() for i in (0, 1))
+    assert found.returncode == 0, first + second
+    lines = [line for line in first.splitlines() if not line.startswith("[Gloo]")]
+    assert lines[0] == "devices: 2 cpu, 2 processes"
+    assert re.findall(r"^step (\d)/3  loss \d\.\d+", first, re.MULTILINE) == ["1", "2", "3"]
+    assert "loss" not in second

@@ -228,7 +228,7 @@ def test_train_runs_an_experiment_by_its_name(tmp_path, capsys):
     options = ["--steps", 3, "--batch-size", 32, "--warmup-epochs", 0, "--profile", "True"]
     assert train_by_name("digits", "--run-dir", tmp_path / "run", *options) == 0
     said = capsys.readouterr().out
-    assert "resume order 3 of 3: seed 0" in said
+    assert said.startswith("devices: 8 cpu\nresume order 3 of 3: seed 0\n")
     assert "step 3/3" in said
     assert "test accuracy" in said
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -5,8 +5,14 @@ import socket
 import jax
 import pytest
 
-from ge2mst_jax.train import TrainConfig
+from ge2mst_jax.train import TrainConfig, distributed
 from ge2mst_jax.train.distributed import initialize, local_devices
+
+
+@pytest.fixture(autouse=True)
+def no_gpus(monkeypatch):
+    """The tests' machine has no device files of GPUs, whatever is in it."""
+    monkeypatch.setattr(distributed, "gpu_files", list)
 
 
 @pytest.fixture
@@ -126,6 +132,30 @@ def test_processes_of_a_host_leave_no_gpu_idle(joined, environment, devices):
     assert [call["local_device_ids"] for call in joined] == [devices, devices]
 
 
-def test_gpus_that_cannot_be_shared_evenly_are_refused():
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        (slurm("2(x2)", 1, 1), [4, 5, 6, 7]),
+        (slurm("1(x2)", 0, 1), []),
+        (ompi(8, 3), [3]),
+        (ompi(2, 0), [0, 1, 2, 3]),
+        (ompi(2, 1, CUDA_VISIBLE_DEVICES="0,1"), [1]),  # what is asked for goes before what is there
+        (ompi(2, 1, JAX_PLATFORMS="cpu"), []),
+    ],
+)
+def test_device_files_tell_how_many_gpus_there_are(monkeypatch, environment, devices):
+    monkeypatch.setattr(distributed, "gpu_files", lambda: [f"/dev/nvidia{i}" for i in range(8)])
+    assert local_devices(environment) == devices
+
+
+def test_gpus_that_cannot_be_shared_evenly_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="3 processes on this host cannot share its 8 GPUs evenly"):
         local_devices(slurm("3", 1, **EIGHT))
+    monkeypatch.setattr(distributed, "gpu_files", lambda: ["/dev/nvidia0"])
+    with pytest.raises(ValueError, match="4 processes on this host cannot share its 1 GPUs evenly"):
+        local_devices(ompi(4, 1))
+
+
+def test_a_number_of_gpus_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="SLURM_GPUS_ON_NODE is 'many': it must be a whole number"):
+        local_devices(slurm("2", SLURM_GPUS_ON_NODE="many"))
