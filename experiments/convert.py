@@ -26,7 +26,6 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import Progress
@@ -145,10 +144,8 @@ class Conversion:
         """Accuracy and counts of a network that is not deployed, on the test images."""
         options, plan = self.options, BatchPlan(self.options.batch_size, decode=self.config.decode)
         network = functools.partial(forward, model, jax.device_put(jax.device_get(self.variables)))
-        confusion, counter, _ = count_over(
-            network, model.num_classes, self.test, plan, f"test, {title}", options.limit, self.console
-        )
-        return float(np.trace(confusion) / confusion.sum()), counter
+        scores, counter = count_over(network, self.test, plan, f"test, {title}", options.limit, self.console)
+        return scores.accuracy, counter
 
     def from_anns(self):
         """A network of ExpG-IF neurons for each code."""
@@ -200,8 +197,8 @@ class Conversion:
         with timed(seconds, "count"):
             right = {}
             for execution in ("dense", "spiking"):
-                confusion, counter, _ = run_over(net, self.test, plan, execution, options.limit, self.console)
-                right[execution] = float(np.trace(confusion) / confusion.sum())
+                scores, counter = run_over(net, self.test, plan, execution, options.limit, self.console)
+                right[execution] = scores.accuracy
         products = audit(net)
         folder.mkdir(parents=True, exist_ok=True)
         save_net(folder / "network", net, config.model)

@@ -59,17 +59,16 @@ class Runner:
     Args:
         test: from `open_source`.
         plan: of its batches.
-        classes: of its images.
         console: for the bars.
     """
 
-    def __init__(self, test, plan: BatchPlan, classes: int, console: Console):
-        self.test, self.plan, self.classes, self.console = test, plan, classes, console
+    def __init__(self, test, plan: BatchPlan, console: Console):
+        self.test, self.plan, self.console = test, plan, console
 
     def counted(self, network, title: str, limit: int | None = None):
         """`(accuracy, SpikeCounter)` of a network, from images to `(logits, aux)`."""
-        confusion, counter, _ = count_over(network, self.classes, self.test, self.plan, title, limit, self.console)
-        return float(np.trace(confusion) / confusion.sum()), counter
+        scores, counter = count_over(network, self.test, self.plan, title, limit, self.console)
+        return scores.accuracy, counter
 
     def executed(self, network, steps: int, timed: bool, limit: int | None = None) -> dict:
         """One way to run a network: accuracy, spikes, energy of an image, and the steps from image to logits.
@@ -96,7 +95,7 @@ class Runner:
 def executions(config, model, variables, image_shape, train, test, console) -> dict:
     """How a trained network runs, by its neuron: `{"executed": [...]}`, and its certificate where it has one."""
     plan = BatchPlan(BATCH, decode=config.decode)
-    runner = Runner(test, plan, model.num_classes, console)
+    runner = Runner(test, plan, console)
     if config.neuron in LOSSLESS:
         net = deploy(model, variables, image_shape, first_images(train, plan, CALIBRATED))
         made = certify(net, *first_images(test, plan, CERTIFIED), BATCH).as_dict()

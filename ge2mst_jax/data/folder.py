@@ -122,6 +122,29 @@ def image_names(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(names), others
 
 
+def images_under(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Images in a folder and its subfolders, in alphabetical order, and the other files, by their suffix.
+
+    Names that start with a dot are passed over, and links to folders, which may lead back.
+
+    Raises:
+        DataError: there are no images, or a folder can't be read.
+    """
+
+    def refuse(error):
+        raise DataError(f"{error.filename}: can't be read ({error.strerror})") from error
+
+    images, others = [], []
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                (images if name.lower().endswith(SUFFIXES) else others).append(Path(root, name))
+    if not images:
+        raise DataError(f"{folder}: no images in this folder (looked for {', '.join(SUFFIXES)})")
+    return sorted(images), sorted(others)
+
+
 def entries(folder: Path) -> list[os.DirEntry]:
     """Of a folder; names that start with a dot are left out."""
     with os.scandir(folder) as found:

@@ -6,7 +6,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 
 from ge2mst_jax.checks import cut, one_line
@@ -189,6 +189,9 @@ def levels_figure(counts: dict[str, np.ndarray]) -> Figure:
 def confusion_figure(confusion: np.ndarray, classes) -> bytes:
     """PNG of a confusion matrix, `[label, prediction]` counts; a cell's colour is its share of the label's images.
 
+    Up to 20 classes have names, and numbers in their cells. Of more, colours are by the share's square root, so that
+    what a few images in a hundred are taken for is seen as well.
+
     Raises:
         ValueError: no counts, or not one row and one column a class.
     """
@@ -204,8 +207,9 @@ def confusion_figure(confusion: np.ndarray, classes) -> bytes:
     figure = Figure(figsize=(side + 1.5, side), layout="constrained")
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(classes) <= 20:
+    few = len(classes) <= 20
+    drawn = axes.imshow(shares, cmap="Blues", norm=PowerNorm(1 if few else 0.5, 0, 1))
+    if few:
         for (label, guess), count in np.ndenumerate(confusion):
             if count:
                 colour = "white" if shares[label, guess] > 0.55 else INK

@@ -5,7 +5,6 @@ import functools
 import itertools
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -18,6 +17,7 @@ from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches
 from ge2mst_jax.energy import SpikeCounter
 from ge2mst_jax.train.config import from_json
 from ge2mst_jax.train.restore import load_averaged
+from ge2mst_jax.train.scores import Scores, tally
 
 
 def load_deployed(path, step: int | None = None) -> DeployedNet:
@@ -112,7 +112,9 @@ def first_images(source, plan: BatchPlan, number: int):
     return np.concatenate(images), np.concatenate(labels)
 
 
-def run_over(net: DeployedNet, source, plan: BatchPlan, execution: str, limit: int | None, console: Console):
+def run_over(
+    net: DeployedNet, source, plan: BatchPlan, execution: str, limit: int | None, console: Console, confusion=False
+):
     """A deployed network on a split, every image once, a bar on the console.
 
     Args:
@@ -122,33 +124,36 @@ def run_over(net: DeployedNet, source, plan: BatchPlan, execution: str, limit: i
         execution: `"dense"` or `"spiking"`.
         limit: the first so many images alone; all if none.
         console: for the bar.
+        confusion: whether to count who is taken for whom.
 
     Returns:
-        `(confusion [label, prediction], SpikeCounter, images that could not be decoded)`.
+        `(Scores, SpikeCounter)`; the scores also hold how many images were `skipped`: they can't be decoded.
 
     Raises:
         ValueError: not one image can be decoded.
     """
     network = functools.partial(net, execution=execution)
-    return count_over(network, net.model.num_classes, source, plan, f"test, {execution}", limit, console)
+    return count_over(network, source, plan, f"test, {execution}", limit, console, confusion)
 
 
-def count_over(network, classes: int, source, plan: BatchPlan, title: str, limit: int | None, console: Console):
-    """`run_over` of any network, from images to `(logits, aux)`, with so many classes; the bar has a title."""
-    confusion, counter, skipped = np.zeros((classes, classes), int), SpikeCounter(), 0
+def count_over(
+    network, source, plan: BatchPlan, title: str, limit: int | None, console: Console, confusion: bool = False
+):
+    """`run_over` of any network, from images to `(logits, aux)`; the bar has a title."""
+    scores, counter = Scores(), SpikeCounter()
     left = len(source) if limit is None else min(limit, len(source))
     steps = -(-left // plan.batch_size)
     batches = itertools.islice(eval_batches(source, plan), steps)
     for batch in track(batches, title, steps, console=console):
         here = np.arange(len(batch["mask"])) < left
         left -= len(here)
-        seen = np.flatnonzero(batch["mask"] * here)
-        skipped += int(batch["skipped"][here].sum())
-        if not len(seen):
+        mask = batch["mask"] * here
+        scores.add({"skipped": batch["skipped"][here].sum()})
+        if not mask.any():
             continue
         logits, aux = network(jnp.asarray(batch["image"]))
-        np.add.at(confusion, (batch["label"][seen], np.argmax(jax.device_get(logits), -1)[seen]), 1)
-        counter.add(aux, seen)
+        scores.add(tally(logits, batch["label"], mask, confusion))
+        counter.add(aux, np.flatnonzero(mask))
     if not counter.images:
         raise ValueError(f"not one image of the {source.split} split of {source.name} can be decoded")
-    return confusion, counter, skipped
+    return scores, counter

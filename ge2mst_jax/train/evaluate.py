@@ -11,26 +11,22 @@ from ge2mst_jax.data.pipeline import eval_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
 from ge2mst_jax.nn import NeuronRecord
+from ge2mst_jax.train.scores import Scores, tally
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def eval_step(model, variables, batch):
+@functools.partial(jax.jit, static_argnames=("model", "confusion"))
+def eval_step(model, variables, batch, confusion: bool = False):
     """Sums over a batch's masked examples, so that batches of any size add up.
 
     Returns:
-        `count`, `loss`, `spikes` (over counted neurons) as float32 scalars, and `confusion`, int32
-        `[label, prediction]`.
+        What `tally` counts, and `loss` and `spikes` (over counted neurons) as float32 scalars.
     """
     logits, aux = model.apply(variables, batch["image"])
     mask, labels = batch["mask"], batch["label"]
     loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
     spikes = sum(r.activity for r in aux.values() if isinstance(r, NeuronRecord) and r.parts)
-    hit = (
-        jax.nn.one_hot(labels, model.num_classes)[:, :, None]
-        * jax.nn.one_hot(jnp.argmax(logits, -1), model.num_classes)[:, None]
-    )
-    confusion = jnp.sum((hit * mask[:, None, None]).astype(jnp.int32), 0)
-    return {"count": mask.sum(), "loss": (loss * mask).sum(), "spikes": (spikes * mask).sum(), "confusion": confusion}
+    sums = {"loss": (loss * mask).sum(), "spikes": (spikes * mask).sum()}
+    return tally(logits, labels, mask, confusion) | sums
 
 
 def counted_neurons(model, variables, image_shape) -> int:
@@ -40,7 +36,9 @@ def counted_neurons(model, variables, image_shape) -> int:
     return sum(int(np.prod(r.shape)) for r in aux.values() if isinstance(r, NeuronRecord) and r.parts)
 
 
-def evaluate(model, variables, source, batch_size: int, sharding, decode, workers: int = 0, progress=None) -> dict:
+def evaluate(
+    model, variables, source, batch_size: int, sharding, decode, workers: int = 0, progress=None, confusion=False
+) -> dict:
     """Accuracy, loss and spikes of a network on every example of a source.
 
     Args:
@@ -51,29 +49,26 @@ def evaluate(model, variables, source, batch_size: int, sharding, decode, worker
         sharding: of a batch's leading axis.
         decode, workers: as in `BatchPlan`.
         progress: called with the number of examples seen.
+        confusion: whether to count who is taken for whom.
 
     Returns:
-        `{examples, skipped, accuracy, loss, spikes_per_neuron, confusion}`; `confusion[label][prediction]` counts.
+        `{examples, skipped, accuracy, loss, spikes_per_neuron}`, `top5` where there are more than five classes, and,
+        where asked for, `confusion`: counts as an array `[label, prediction]`.
     """
     check_whole("batch_size", batch_size, 1, 2**24)
-    plan = BatchPlan(batch_size, *local_part(sharding, batch_size), workers, decode)
-    total, skipped = None, 0
+    plan, scores = BatchPlan(batch_size, *local_part(sharding, batch_size), workers, decode), Scores()
     with prefetch_to_device(iter(eval_batches(source, plan)), sharding) as batches:
         for batch in batches:
-            sums = jax.device_get(eval_step(model, variables, {k: batch[k] for k in ("image", "label", "mask")}))
-            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
-            total = sums if total is None else jax.tree.map(np.add, total, sums)
-            skipped += int(jax.device_get(jnp.sum(batch["skipped"])))
+            seen = {name: batch[name] for name in ("image", "label", "mask")}
+            scores.add(eval_step(model, variables, seen, confusion) | {"skipped": jnp.sum(batch["skipped"])})
             if progress is not None:
-                progress(int(total["count"]))
-    count, confusion = total["count"], total["confusion"].astype(int)
-    if not count:
+                progress(scores.images + scores.total("skipped"))
+    if not scores.images:
         raise ValueError(f"not one image of the {source.split} split of {source.name} can be decoded")
     return {
-        "examples": int(count),
-        "skipped": skipped,
-        "accuracy": float(np.trace(confusion) / count),
-        "loss": float(total["loss"] / count),
-        "spikes_per_neuron": float(total["spikes"] / count / counted_neurons(model, variables, plan.shape(source))),
-        "confusion": confusion.tolist(),
-    }
+        "examples": scores.images,
+        "skipped": scores.total("skipped"),
+        **scores.shares,
+        "loss": scores.mean("loss"),
+        "spikes_per_neuron": scores.mean("spikes") / counted_neurons(model, variables, plan.shape(source)),
+    } | ({"confusion": scores.confusion} if confusion else {})

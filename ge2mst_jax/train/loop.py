@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import signal
@@ -59,6 +60,14 @@ class Trained:
     @property
     def complete(self) -> bool:
         return self.signal is None
+
+
+class GivenUpError(Exception):
+    """An evaluation made room for an orderly end; `signal` asked for it."""
+
+    def __init__(self, signal: int):
+        super().__init__(signal)
+        self.signal = signal
 
 
 class Interruption:
@@ -170,6 +179,8 @@ class _Loop:
         self.scheduled = self.config.num_steps(len(source))
         self.total = self.scheduled + self.config.extra_steps
         self.evaluation = None
+        self.due = False
+        """Whether the evaluation of the step to go on from was given up, and is to be made first."""
         self.best = -1.0
         self.teach = None
         if self.config.distill_from is not None:
@@ -190,7 +201,8 @@ class _Loop:
         )  # fmt: skip
         started = step
         with reporter, prefetch_to_device(batches, self.sharding, config.prefetch) as stream:
-            while step < self.total:
+            stop = self._look_up(step, state, reporter, stream, 0) if self.due else 0
+            while step < self.total and not stop:
                 with self._profiled(step - started):
                     batch = next(stream)
                     if self.teach is not None:
@@ -200,19 +212,20 @@ class _Loop:
                 self.still_there()
                 reporter.step(step, metrics, batch, stream.wait_seconds)
                 stop = self.interruption.after(step) if step < self.total else 0
-                self._look_up(step, state, reporter, stream, stop)
-                if stop:
-                    self.checkpoints.wait()
-                    self._say(f"interrupted: step {step} is saved, the same command goes on")
-                    return Trained(state, self.setup, self.evaluation, stop)
-        return Trained(state, self.setup, self.evaluation, None)
+                stop = self._look_up(step, state, reporter, stream, stop)
+            if stop:
+                self.checkpoints.wait()
+                self._say(f"interrupted: step {step} is saved, the same command goes on")
+        return Trained(state, self.setup, self.evaluation, stop or None)
 
     def _start(self):
         """`(step, state, data state, lines of the metrics)` to go on from."""
         found = self.checkpoints.restore_latest(self.setup.abstract_state, self._check)
         if found is not None:
             step, state, about = found
-            self.best, self.evaluation = about["best"], about["evaluation"]
+            self.best, self.due = about["best"], about.get("evaluation_due", False)
+            found = about["evaluation"] or {}  # of an older version, it may hold a large matrix
+            self.evaluation = {name: value for name, value in found.items() if name != "confusion"} or None
             self._say(f"resume order 1 of 3: the checkpoint of step {step} in {self.run_dir}")
             return step, state, about["data"], about["metrics_lines"]
         state = self.setup.init()
@@ -236,34 +249,53 @@ class _Loop:
     def _batches(self):
         return batches_of(self.setup, self.source)
 
-    def _look_up(self, step, state, reporter, stream, stop) -> None:
-        """Evaluates and saves where it is time to."""
+    def _look_up(self, step, state, reporter, stream, stop) -> int:
+        """Evaluates and saves where it is time to; returns the signal for which to stop, 0 to go on.
+
+        An evaluation is not begun, or given up, where a signal asks for an end, and made when the run goes on. That of
+        the last step is always made.
+        """
         examples, last = len(self.source), step in (self.scheduled, self.total)
         evaluates = last or step % max(1, self.config.in_steps(self.config.eval_every_epochs, examples)) == 0
         saves = last or stop or step % max(1, self.config.in_steps(self.config.checkpoint_every_epochs, examples)) == 0
         if not (evaluates or saves):
-            return
+            return stop
         reporter.flush()  # a state that is not sound is neither evaluated nor saved
         accuracy = None
-        if evaluates:
-            found = self._evaluate(state)
-            self.evaluation, accuracy = found, found["accuracy"]
-            reporter.evaluation(step, {k: v for k, v in found.items() if k != "confusion"})
-            if accuracy > self.best:
-                saves, self.best, self.checkpoints.best = True, accuracy, step
-        if saves:
+        if evaluates and not stop:
+            found, stop = self._evaluate(state, reporter, may_stop=not last)
+            if found is not None:
+                self.evaluation, accuracy = found, found["accuracy"]
+                reporter.evaluation(step, found)
+                if accuracy > self.best:
+                    saves, self.best, self.checkpoints.best = True, accuracy, step
+        if saves or stop:
             self.still_there()
             about = self.about | {
                 "data": stream.get_state(), "commit": commit(), "best": self.best, "accuracy": accuracy,
                 "evaluation": self.evaluation, "metrics_lines": reporter.lines, "time": time.time(),
+                "evaluation_due": evaluates and accuracy is None,
             }  # fmt: skip
             self.checkpoints.save(step, state, about)
+        return stop
 
-    def _evaluate(self, state: TrainState) -> dict:
-        size = self.config.batch_size
-        return evaluate(
-            self.setup.model, state.ema, self.test, size, self.sharding, self.config.decode, self.config.workers
-        )
+    def _evaluate(self, state: TrainState, reporter: Reporter, may_stop: bool) -> tuple[dict | None, int]:
+        """What was found and 0; or nothing and the signal for which it was given up."""
+        config, batches = self.config, itertools.count(1)
+
+        def progress(seen: int) -> None:
+            show(seen)
+            if may_stop and (stop := self.interruption.after(next(batches))):
+                raise GivenUpError(stop)
+
+        with reporter.evaluating(len(self.test)) as show:
+            try:
+                size = config.batch_size
+                return evaluate(
+                    self.setup.model, state.ema, self.test, size, self.sharding, config.decode, config.workers, progress
+                ), 0
+            except GivenUpError as given_up:
+                return None, given_up.signal
 
     def _last_good(self) -> int | None:
         self.checkpoints.wait()

@@ -1,5 +1,7 @@
 """What a run reports while it runs: a JSONL file, TensorBoard files, a progress bar or lines."""
 
+import collections
+import contextlib
 import json
 import logging
 import os
@@ -113,6 +115,50 @@ def read_metrics(path: Path) -> list[dict]:
     return lines if last is None else [*lines, last]
 
 
+class Pace:
+    """Images a second and the share of waiting for data, of the last steps.
+
+    The first step of a sitting holds the compilation: it counts until there is another.
+
+    Args:
+        batch_size: images a step.
+        last: steps that count.
+
+    >>> pace = Pace(batch_size=100, last=2)
+    >>> for seconds in (50.0, 2.0, 1.0, 1.0):
+    ...     pace.step(seconds, waited=0.25)
+    ...     print(pace)
+    2 images/s  data 0%
+    50 images/s  data 12%
+    67 images/s  data 17%
+    100 images/s  data 25%
+    """
+
+    def __init__(self, batch_size: int, last: int):
+        self._batch_size, self._first = batch_size, True
+        self._steps: collections.deque[tuple[float, float]] = collections.deque(maxlen=last)
+
+    def step(self, seconds: float, waited: float) -> None:
+        """Adds a step: the seconds that it took, and those of them that the loop waited for data."""
+        if len(self._steps) == 1 and self._first:
+            self._steps.clear()
+            self._first = False
+        self._steps.append((seconds, waited))
+
+    @property
+    def images_per_second(self) -> float:
+        return self._batch_size * len(self._steps) / max(sum(seconds for seconds, _ in self._steps), 1e-9)
+
+    @property
+    def data_share(self) -> float:
+        """An upper bound of the share of the time that the devices waited for data."""
+        seconds, waited = (sum(parts) for parts in zip(*self._steps, strict=True))
+        return min(1.0, waited / max(seconds, 1e-9))
+
+    def __str__(self):
+        return f"{self.images_per_second:,.0f} images/s  data {self.data_share:.0%}"
+
+
 class Reporter:
     """Takes each step's metrics while they are still being computed; writes those of the step before.
 
@@ -125,18 +171,19 @@ class Reporter:
         total: of the run.
         batch_size: for images a second.
         console: to print on.
-        log_every: steps between lines where there is no terminal.
+        log_every: steps between lines where there is no terminal, and the last ones of which images/s and the share of
+            waiting for data are shown.
         last_good: returns the step of the latest checkpoint, for the error.
     """
 
     def __init__(self, run_dir, step, lines, total, batch_size, console: Console, log_every: int, last_good):
         self._pending, self._last_good = None, last_good
-        self._batch_size, self._log_every, self._total = batch_size, log_every, total
+        self._log_every, self._total = log_every, total
         self._writes = jax.process_index() == 0
         self._console = console
-        self._start = self._since = time.perf_counter()
-        self._waited = self._waited_before = 0.0
-        self._steps_here, self.note = 0, ""
+        self._since = time.perf_counter()
+        self._waited, self._evaluated, self.note = 0.0, 0.0, ""
+        self._pace = Pace(batch_size, log_every)
         if self._writes:
             from tensorboardX import SummaryWriter
 
@@ -144,7 +191,7 @@ class Reporter:
             board = Path(run_dir) / "tensorboard"
             self._board = SummaryWriter(str(board), purge_step=step + 1 if step else None)
             self._progress = Progress(
-                TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
             )  # fmt: skip
             self._task = self._progress.add_task("train", total=total, completed=step, note="")
@@ -177,9 +224,22 @@ class Reporter:
         """Of `metrics.jsonl` so far; process 0 knows."""
         return self._file.count if self._writes else 0
 
+    @contextlib.contextmanager
+    def evaluating(self, examples: int):
+        """Around an evaluation: yields what to call with the number of examples seen, for a bar; stops the clock."""
+        start = time.perf_counter()
+        task = self._progress.add_task("test", total=examples, note="") if self._writes else None
+        try:
+            yield lambda seen: None if task is None else self._progress.update(task, completed=seen)
+        finally:
+            if task is not None:
+                self._progress.remove_task(task)
+            self._evaluated += time.perf_counter() - start
+
     def evaluation(self, step: int, found: dict) -> None:
         """Writes an evaluation of the averaged network."""
-        self.note = f"test {100 * found['accuracy']:.2f} %"
+        top5 = f", top-5 {100 * found['top5']:.2f} %" if "top5" in found else ""
+        self.note = f"test {100 * found['accuracy']:.2f} %{top5}"
         if not self._writes:
             return
         self._file.write({"step": step, "test": found})
@@ -199,26 +259,19 @@ class Reporter:
                 raise DivergedError(self._diverged(step, name, metrics[name], batch))
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
-        self._steps_here += 1
-        waited, self._waited_before = waited - self._waited_before, waited
-        self._waited += waited
+        waited, self._waited = waited - self._waited, waited
+        self._pace.step(seconds - self._evaluated, waited)
+        self._evaluated = 0.0
         if not self._writes:
             return
         self._file.write({"step": step, **metrics, "seconds": round(seconds, 6), "data_seconds": round(waited, 6)})
         for name, value in metrics.items():
             self._board.add_scalar(f"train/{name}", value, step)
-        share = self.data_share
-        self._board.add_scalar("train/data_share", share, step)
-        rate = self._batch_size * self._steps_here / (now - self._start)
-        note = f"loss {metrics['loss']:.3f}  {rate:,.0f} images/s  data {share:.0%}  {self.note}"
+        self._board.add_scalar("train/data_share", self._pace.data_share, step)
+        note = f"loss {metrics['loss']:.3f}  {self._pace}  {self.note}"
         self._progress.update(self._task, completed=step, note=note)
         if not self._console.is_terminal and (step % self._log_every == 0 or step == self._total):
             self._console.print(f"step {step}/{self._total}  {note}", highlight=False)
-
-    @property
-    def data_share(self) -> float:
-        """Share of the time so far that the loop waited for data: an upper bound of what the devices waited."""
-        return self._waited / max(time.perf_counter() - self._start, 1e-9)
 
     def _diverged(self, step, name, value, batch) -> str:
         good = self._last_good()

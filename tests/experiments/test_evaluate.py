@@ -1,5 +1,6 @@
 """Evaluation decodes as the run did, leaves out what it is told to, and says what its energies are."""
 
+import csv
 import dataclasses
 import json
 
@@ -9,8 +10,10 @@ import predict
 import pytest
 from odd_images import CLASSES, DECODE, run, tiny_net, write_odd_folder
 from rich.console import Console
+from tiny_networks import random_variables, tiny_model
 
-from ge2mst_jax.data import AugmentConfig, DecodeConfig
+from ge2mst_jax.convert import deploy
+from ge2mst_jax.data import AugmentConfig, DecodeConfig, eval_batches, load_digits
 from ge2mst_jax.train import TrainConfig, train
 from ge2mst_jax.train.deployed import load_deployed
 
@@ -38,6 +41,42 @@ def evaluated(tmp_path, *arguments):
     status = run(evaluate, evaluate.Evaluate, "a run", "--out", tmp_path / "out", *arguments)
     file = tmp_path / "out" / "evaluation.json"
     return status, json.loads(file.read_text()) if file.exists() else None
+
+
+def matrix(folder):
+    """What `confusion.csv` counts."""
+    _, *rows = csv.reader((folder / "confusion.csv").read_text().splitlines())
+    return np.array([row[1:] for row in rows], int)
+
+
+def test_matrix_accuracy_and_confused_pairs_are_one_count(tmp_path, use, folder, capsys):
+    use()
+    status, found = evaluated(tmp_path, "--execution", "dense")
+    counts, net = matrix(tmp_path / "out"), tiny_net(decode=DECODE)
+    source, plan = evaluate.open_images(net, evaluate.Evaluate(tmp_path, data=f"folder:{folder}"))
+    (batch,) = eval_batches(source, plan)
+    guesses = np.argmax(net(batch["image"][:50])[0], -1)
+    expected = np.zeros((5, 5), int)
+    np.add.at(expected, (batch["label"][:50], guesses), 1)
+    np.testing.assert_array_equal(counts, expected)
+    assert status == 0 and found["accuracy"] == np.trace(expected) / 50 and "top5" not in found
+    first, wrong = found["confused"][0], expected - np.diag(np.diag(expected))
+    assert first["images"] == wrong.max() == wrong[NAMES.index(first["label"]), NAMES.index(first["prediction"])]
+    assert first["of"] == 10
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"accuracy, top-1 │ {100 * found['accuracy']:.2f} %" in said and "top-5" not in said
+    assert f"{first['label']} taken for {first['prediction']} │ {first['images']} of 10" in said
+
+
+def test_top_5_of_more_than_five_classes(tmp_path, monkeypatch, capsys):
+    model = tiny_model(stages=(("conv", 8, 1),), num_classes=10)
+    net = deploy(model, random_variables(model, (8, 8, 1)), (8, 8, 1), about={"data": "digits"})
+    monkeypatch.setattr(evaluate, "load_deployed", lambda *_: net)
+    _, found = evaluated(tmp_path, "--execution", "dense")
+    digits = load_digits()
+    order = np.argsort(-np.asarray(net(digits.test_images)[0]), 1, kind="stable")
+    assert found["top5"] == (order[:, :5] == digits.test_labels[:, None]).any(1).mean()
+    assert f"accuracy, top-5 │ {100 * found['top5']:.2f} %" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("execution", ["dense", "spiking"])
@@ -120,6 +159,8 @@ def test_odd_names_are_shown_as_they_are(tmp_path, use, folder, capsys, monkeypa
     use(classes=None, data=f"folder:{source}")
     assert run(evaluate, evaluate.Evaluate, "[/b]", "--out", tmp_path / "[/y]") == 0
     assert (tmp_path / "[/y]" / "confusion.png").is_file()
+    head, *rows = csv.reader((tmp_path / "[/y]" / "confusion.csv").read_text().splitlines())
+    assert head[1:] == [row[0] for row in rows] == ["$x_$", "[bold]", "a b", r"a\udcff", "ü 漢"]
     said = "".join(capsys.readouterr().out.split())
     assert "[/b]" in said and "[/x]" in said and "[/y]" in said
 
@@ -155,7 +196,7 @@ def test_a_run_on_files_is_evaluated_and_predicts_as_it_was_trained(folder, dama
     assert net.about["decode"] == dataclasses.asdict(DecodeConfig(**DECODE)) and net.about["classes"] in (None, NAMES)
     assert run(evaluate, evaluate.Evaluate, tmp_path / "run", "--out", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert (found["images"], found["skipped"]) == (49, 1) and np.sum(found["confusion"]) == 49
+    assert (found["images"], found["skipped"]) == (49, 1) and matrix(tmp_path / "out").sum() == 49
     assert trained.evaluation["examples"] == 49
     capsys.readouterr()
     files = [folder / "val" / "class 0" / name for name in ("turned.jpg", "wide.png", "sixteen.png")]

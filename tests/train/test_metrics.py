@@ -1,5 +1,7 @@
 """What a run writes while it runs, and how it stops at a number that is none."""
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from rich.console import Console
 from short_runs import lines_of, short
 
 from ge2mst_jax.train import DivergedError, read_metrics, train
+from ge2mst_jax.train import metrics as metrics_module
 from ge2mst_jax.train.metrics import MetricsFile, Reporter
 
 
@@ -100,6 +103,40 @@ def test_lines_say_rate_loss_and_waiting_where_there_is_no_terminal(tmp_path, ca
     assert "loss 3.000" in said
     assert "images/s" in said
     assert "data " in said
+
+
+def test_pace_is_of_the_last_steps_without_compilation_and_evaluation(tmp_path, monkeypatch):
+    now, lines = [0.0], Console(width=200, file=io.StringIO())
+    monkeypatch.setattr(metrics_module.time, "perf_counter", lambda: now[0])
+    with Reporter(tmp_path, 0, 0, 9, 12, lines, 2, lambda: None) as reporter:
+        waited = 0.0
+        for step, seconds in enumerate([60.0, 1.0, 3.0, 2.0, 1.0, 1.0], 1):
+            reporter.step(step, metrics(), {}, waited := waited + 0.25)
+            now[0] += seconds
+            reporter.flush()
+            if step == 3:
+                with reporter.evaluating(5) as progress:
+                    now[0] += 100
+                    progress(5)
+                reporter.evaluation(step, {"accuracy": 0.5, "top5": 1.0})
+    said = [line.split("  ") for line in lines.file.getvalue().splitlines() if "images/s" in line]
+    assert [line[:1] + line[2:] for line in said] == [
+        ["step 2/9", "12 images/s", "data 25%", ""],
+        ["step 4/9", "5 images/s", "data 10%", "test 50.00 %, top-5 100.00 %"],
+        ["step 6/9", "12 images/s", "data 25%", "test 50.00 %, top-5 100.00 %"],
+    ]
+    steps = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["seconds"] for line in steps if "loss" in line] == [60, 1, 3, 102, 1, 1]  # of the clock on the wall
+
+
+def test_evaluation_has_a_bar_where_there_is_a_terminal(tmp_path):
+    terminal = Console(force_terminal=True, width=120, file=io.StringIO())
+    with Reporter(tmp_path, 0, 0, 9, 12, terminal, 2, lambda: None) as reporter:
+        with reporter.evaluating(50) as progress:
+            progress(30)
+            reporter._progress.refresh()
+        assert [task.description for task in reporter._progress.tasks] == ["train"]
+    assert "test" in terminal.file.getvalue() and "30/50" in terminal.file.getvalue()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

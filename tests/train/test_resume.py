@@ -11,7 +11,7 @@ import pytest
 from short_runs import EVERY, STEPS, finish, lines_of, short, start, state_of
 
 from ge2mst_jax.train import loop, metrics, train
-from ge2mst_jax.train.checkpoints import exclusive
+from ge2mst_jax.train.checkpoints import exclusive, read_run
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +95,81 @@ def test_damaged_latest_checkpoint_falls_back_to_the_one_before(straight, killed
     assert "checkpoints/8 is damaged" in line
     assert [path.name for path in (run_dir / "damaged").iterdir()] == ["8.0"]
     assert_equal_runs(run_dir, straight)
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_evaluation_makes_room_for_an_orderly_end_and_is_made_later(straight, tmp_path, monkeypatch, when):
+    evaluate, report = loop.evaluate, metrics.Reporter.step
+
+    def evaluate_and_end(*arguments):
+        *others, progress = arguments
+        return evaluate(*others, lambda seen: (signal.raise_signal(signal.SIGTERM), progress(seen)))
+
+    def report_and_end(self, step, *rest):
+        report(self, step, *rest)
+        if step == 8:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        if when == "within":
+            patched.setattr(loop, "evaluate", evaluate_and_end)
+        else:
+            patched.setattr(metrics.Reporter, "step", report_and_end)
+        ended = train(short(), tmp_path)
+        assert (ended.signal, ended.evaluation) == (signal.SIGTERM, None)
+        if when == "within":  # and once more, as soon as the run goes on
+            assert train(short(), tmp_path).signal == signal.SIGTERM
+    assert state_of(tmp_path, short())[0] == 8
+    assert [line["step"] for line in lines_of(tmp_path)] == list(range(1, 9))
+    ended = train(short(), tmp_path)
+    assert ended.complete and ended.evaluation["examples"] == 360
+    assert_equal_runs(tmp_path, straight)
+    assert said_by(tmp_path, 12) == said_by(straight, 12)
+
+
+def test_last_evaluation_is_made_though_a_signal_came(straight, tmp_path, monkeypatch):
+    evaluate = loop.evaluate
+
+    def evaluate_and_signal(*arguments):
+        if calls.pop():
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(*arguments)
+
+    calls = [True, False]
+    monkeypatch.setattr(loop, "evaluate", evaluate_and_signal)
+    assert train(short(), tmp_path).complete
+    assert_equal_runs(tmp_path, straight)
+
+
+def test_checkpoint_of_an_older_version_holds_a_matrix_and_is_gone_on_with(straight, tmp_path, monkeypatch):
+    evaluate, report = loop.evaluate, metrics.Reporter.step
+
+    def report_and_end(self, step, *rest):
+        report(self, step, *rest)
+        if step in (9, 10):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(metrics.Reporter, "step", report_and_end)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "evaluate", lambda *arguments: evaluate(*arguments) | {"confusion": [[1, 2]] * 2})
+        assert train(short(), tmp_path).signal
+    assert said_by(tmp_path, 9)["evaluation"]["confusion"] == [[1, 2]] * 2
+    ended = train(short(), tmp_path)
+    assert ended.signal and "confusion" not in ended.evaluation and ended.evaluation["examples"] == 360
+    assert said_by(tmp_path, 10)["evaluation"] == ended.evaluation
+    assert train(short(), tmp_path).complete
+    assert state_of(tmp_path, short())[0] == STEPS
+
+
+def test_checkpoint_holds_no_matrix(straight):
+    found = said_by(straight, 12)["evaluation"]
+    assert set(found) == {"examples", "skipped", "accuracy", "top5", "loss", "spikes_per_neuron"}
+
+
+def said_by(run_dir, step):
+    """What a checkpoint says of itself, its clock aside."""
+    about = read_run(run_dir / "checkpoints" / str(step))
+    return {name: value for name, value in about.items() if name != "time"}
 
 
 def test_latest_and_best_are_kept(straight):

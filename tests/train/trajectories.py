@@ -34,7 +34,8 @@ def trajectory(devices: int, nudged: str | None = None) -> dict[str, np.ndarray]
     setup = setup_of(config)
     sharding, state = batch_sharding(setup.mesh), setup.init()
     part = local_part(sharding, BATCH)
-    first = evaluate(setup.model, state.ema, open_source("digits", "test"), BATCH, sharding, config.decode)
+    test = open_source("digits", "test")
+    first = evaluate(setup.model, state.ema, test, BATCH, sharding, config.decode, confusion=True)
     if nudged is not None:
         state = state.replace(params=nudge(state.params, nudged))
     images, losses = [], []
@@ -48,7 +49,7 @@ def trajectory(devices: int, nudged: str | None = None) -> dict[str, np.ndarray]
     params = jax.tree.map(whole, state.params)
     return {
         "images": np.array(images), "losses": np.array(losses), "params": np.asarray(ravel_pytree(params)[0]),
-        "confusion": np.array(first["confusion"]), "examples": np.array(first["examples"]),
+        "confusion": first["confusion"], "examples": np.array(first["examples"]),
     }  # fmt: skip
 
 
