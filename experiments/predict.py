@@ -20,6 +20,7 @@ from rich.text import Text
 
 from ge2mst_jax.checks import one_line
 from ge2mst_jax.data.decode import decode, decode_whole, read_file
+from ge2mst_jax.folders import as_folders
 from ge2mst_jax.train.command import run_command
 from ge2mst_jax.train.deployed import class_names, decoding, load_deployed
 
@@ -37,6 +38,9 @@ class Predict:
     """What a run wrote: the folder of a training run (its best checkpoint is deployed) or of a deployed network."""
     execution: Literal["dense", "spiking"] = "spiking"
     """One pass on levels, or spikes over time: the answer is the same."""
+
+    def __post_init__(self):
+        as_folders(self, "checkpoint")
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int], config=None) -> np.ndarray:

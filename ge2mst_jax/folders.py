@@ -1,0 +1,313 @@
+"""Where a run lies: a folder on a disk, or one in a bucket (gs://). What differs between the two is here.
+
+A bucket has objects, no folders: an object is written whole or not at all, is never appended to and never renamed. Its
+paths are those of `etils.epath`, on which Orbax goes on; `gcsfs` reads and writes.
+"""
+
+import contextlib
+import errno
+import importlib.util
+import os
+import posixpath
+import re
+import shutil
+import tempfile
+import threading
+from pathlib import Path, PurePath
+
+from etils import epath
+
+from ge2mst_jax.checks import one_line
+
+#: What Orbax writes last into a checkpoint in a bucket, where nothing can be renamed: without it, it is not whole.
+MARK = "commit_success.txt"
+#: Seconds after which what has grown is uploaded: with TensorBoard's own 20, less than a minute is lost.
+UPLOAD_SECONDS = 30.0
+
+_SCHEME = re.compile("(gs|s3|s3a|az|abfss?|hdfs|hf|https?|ftp|file):(/+|$)")
+
+
+def folder(path, name: str = "path"):
+    """A folder on a disk as a `pathlib.Path`, one in a bucket as an `epath.Path`, of which a `Path` loses a slash.
+
+    Args:
+        path: of either, as text or as a path.
+        name: of the option that it is, for the error.
+
+    Raises:
+        ValueError: another kind of address; a bucket without a folder in it; `gcsfs` is not installed.
+
+    >>> folder("runs/a"), folder(Path("s3://bucket/run"), "run_dir")
+    Traceback (most recent call last):
+    ValueError: run_dir is s3://bucket/run: of buckets only gs:// is known; mount it, or use a disk that all hosts share
+    """
+    text = os.fspath(path) if isinstance(path, PurePath) else str(path)
+    found = _SCHEME.match(text)
+    if found is None:
+        return Path(path)
+    text = f"{found[1]}://{text[found.end() :]}".rstrip("/")
+    said = f"{name} is {one_line(text)}"
+    if found[1] != "gs":
+        raise ValueError(f"{said}: of buckets only gs:// is known; mount it, or use a disk that all hosts share")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ValueError(f"{said}: a bucket needs gcsfs: pip install gcsfs (or this package's extra 'bucket')")
+    bucket, _, inside = text.removeprefix("gs://").partition("/")
+    if not bucket or not inside or ".." in inside.split("/"):
+        raise ValueError(f"{said}: name a folder in a bucket, such as gs://bucket/runs/a, without '..'")
+    _prepare()
+    return epath.Path(text)
+
+
+def as_folders(options, *names: str) -> None:
+    """Makes fields of a frozen dataclass what `folder` makes of them, where they are not none."""
+    for name in names:
+        if getattr(options, name) is not None:
+            object.__setattr__(options, name, folder(getattr(options, name), name))
+
+
+def check_mounted(name: str, path) -> None:
+    """Refuses a bucket where files of data are read, which must be on a disk.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    found = _SCHEME.match(str(path))
+    if found is not None:
+        text = f"{found[1]}://{str(path)[found.end() :]}"
+        raise ValueError(
+            f"{name} is {one_line(text)}: data are not read from a bucket: mount it read-only (gcsfuse), or copy it to "
+            "a disk"
+        )
+
+
+def in_bucket(path) -> bool:
+    """Whether what `folder` gave lies in a bucket.
+
+    >>> in_bucket(folder("runs/a"))
+    False
+    """
+    return str(path).startswith("gs://")
+
+
+def _prepare() -> None:
+    """Before the first use: nothing is listed from memory, and one way to the bucket, whatever else is installed."""
+    import fsspec
+
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks for the kind of bucket at every step
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
+def _files():
+    """The client of all buckets."""
+    import fsspec
+
+    return fsspec.filesystem("gcs")
+
+
+@contextlib.contextmanager
+def _asking(path):
+    """Whatever the client's four libraries raise, as an `OSError` that names the path; absence stays what it is."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    except Exception as error:
+        raise OSError(errno.EIO, one_line(error) or type(error).__name__, str(path)) from error
+
+
+def make(path) -> None:
+    """Makes a folder and those above it; of a bucket, which has none, it is enough that it is there.
+
+    Raises:
+        OSError: it cannot be made; there is no such bucket.
+    """
+    if not in_bucket(path):
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    bucket = f"gs://{path.parts[2]}"
+    try:
+        with _asking(bucket):
+            _files().info(bucket)
+    except FileNotFoundError:
+        raise OSError(errno.ENOENT, "there is no such bucket", bucket) from None
+
+
+def names_in(path) -> list[str]:
+    """Names of what lies in a folder, in order; none where there is no such folder.
+
+    >>> names_in(folder("/no/such/folder"))
+    []
+    """
+    if not in_bucket(path):
+        return sorted(os.listdir(path)) if os.path.lexists(path) else []
+    try:
+        with _asking(path):
+            found = _files().ls(str(path), detail=False)
+    except FileNotFoundError:
+        return []
+    here = str(path).removeprefix("gs://")
+    return sorted(posixpath.basename(name.rstrip("/")) for name in found if name.rstrip("/") != here)
+
+
+def is_folder(path) -> bool:
+    """Whether there is such a folder."""
+    return bool(names_in(path)) if in_bucket(path) else path.is_dir()
+
+
+def is_unfinished(path) -> bool:
+    """Whether a folder is a part of what Orbax was to write there; on a disk it gets its name when it is whole."""
+    return in_bucket(path) and not exists(path / MARK)
+
+
+def exists(path) -> bool:
+    """Whether there is such a file or folder."""
+    if not in_bucket(path):
+        return path.exists()
+    with _asking(path):
+        return _files().exists(str(path))
+
+
+def files_in(path):
+    """Paths of all files below a folder.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    if in_bucket(path):
+        with _asking(path):
+            yield from (epath.Path(f"gs://{name}") for name in _files().find(str(path)))
+        return
+    for above, _, names in os.walk(path, onerror=_raise):
+        yield from (Path(above) / name for name in names)
+
+
+def _raise(error):
+    raise error
+
+
+def read(path) -> bytes:
+    """What a file holds."""
+    if not in_bucket(path):
+        return path.read_bytes()
+    with _asking(path):
+        return _files().cat_file(str(path))
+
+
+def read_through(path) -> None:
+    """Reads a file to its end, a piece at a time.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if in_bucket(path):
+        read(path)
+        return
+    with path.open("rb") as file:
+        while file.read(2**20):
+            pass
+
+
+def put(path, content: bytes) -> None:
+    """Writes an object of a bucket: readers see what was there before, or all of this."""
+    with _asking(path):
+        _files().pipe_file(str(path), content)
+
+
+def move(path, target) -> None:
+    """Gives a folder another name; in a bucket by copies, such that one of the two is whole whenever this ends."""
+    if not in_bucket(path):
+        path.rename(target)
+        return
+    names = [str(file)[len(str(path)) + 1 :] for file in files_in(path)]
+    with _asking(path):
+        for name in sorted(names, key=lambda name: name == MARK):
+            _files().cp_file(f"{path}/{name}", f"{target}/{name}")
+    remove(path)
+
+
+def remove(path) -> None:
+    """Removes a folder with all that it holds; from then on it is not whole."""
+    if not in_bucket(path):
+        shutil.rmtree(path)
+        return
+    with _asking(path), contextlib.suppress(FileNotFoundError):
+        if _files().exists(f"{path}/{MARK}"):
+            _files().rm_file(f"{path}/{MARK}")
+        _files().rm(str(path), recursive=True)
+
+
+def sync(path, deep: bool = True) -> None:
+    """Until a folder, and what it holds if `deep`, is on the disk; what is in a bucket is there."""
+    if in_bucket(path):
+        return
+    for name in [path, *(path.rglob("*") if deep else ())]:
+        file = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+@contextlib.contextmanager
+def repeated(seconds: float, do):
+    """Calls `do` in a thread, again and again after so many seconds, while the block runs."""
+    ended = threading.Event()
+
+    def work():
+        while not ended.wait(seconds):
+            do()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class Mirror:
+    """A folder whose files grow: `here` it is written to. On a disk it is the folder itself.
+
+    Of a bucket it is a temporary one, whose files are uploaded whole by `upload`, and every `UPLOAD_SECONDS` besides,
+    each where it has grown. A context manager, which uploads at its end.
+
+    Args:
+        path: of the folder.
+        may_write: raises where the folder is not ours any more; nothing is uploaded then.
+    """
+
+    def __init__(self, path, may_write=lambda: None):
+        self.path, self._may_write = path, may_write
+        self._sizes, self._lock, self._held = {}, threading.Lock(), contextlib.ExitStack()
+        temporary = in_bucket(path)
+        self.here = Path(self._held.enter_context(tempfile.TemporaryDirectory()) if temporary else path)
+        if temporary:
+            self._held.enter_context(repeated(UPLOAD_SECONDS, self._upload_or_wait))
+
+    def upload(self) -> None:
+        """Until what was written is where it can be found."""
+        if not in_bucket(self.path):
+            return
+        with self._lock:
+            for file in files_in(self.here):
+                name, size = str(file.relative_to(self.here)), file.stat().st_size
+                if self._sizes.get(name) != size:
+                    self._may_write()
+                    put(self.path / name, file.read_bytes())
+                    self._sizes[name] = size
+
+    def _upload_or_wait(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the next time, or the run is told by its next save
+            self.upload()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        try:
+            with contextlib.suppress(*([] if kind is None else [OSError, ValueError])):
+                self.upload()
+        finally:
+            self._held.close()
