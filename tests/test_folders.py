@@ -1,5 +1,6 @@
 """Folders on a disk and in a bucket: what differs between the two."""
 
+import contextlib
 import importlib.util
 import json
 import time
@@ -10,8 +11,20 @@ import pytest
 from ge2mst_jax import folders
 from ge2mst_jax.files import read_json, write_whole
 from ge2mst_jax.folders import (
-    MARK, Mirror, check_mounted, exists, files_in, folder, in_bucket, is_folder, is_unfinished, make, move, names_in,
-    read, remove,
+    MARK,
+    Mirror,
+    check_mounted,
+    exists,
+    files_in,
+    folder,
+    in_bucket,
+    is_folder,
+    is_unfinished,
+    make,
+    move,
+    names_in,
+    read,
+    remove,
 )  # fmt: skip
 
 #: Of the client: it closes its connections when the process ends.
@@ -75,12 +88,12 @@ def test_both_kinds_of_folder_do_the_same(place):
     assert read_json(place / "b" / "one.json") == {"n": 2}
     remove(place / "b")
     assert names_in(place) == ["two"]
-    with pytest.raises(FileNotFoundError, match="two/none|Not a directory|No such file"):
+    with pytest.raises(FileNotFoundError, match="none"):
         read(place / "none")
 
 
 def test_what_another_process_writes_is_seen_at_once(bucket, buckets):
-    place = folder(bucket) if bucket.count("/") > 2 else folder(bucket + "/run")
+    place = folder(bucket + "/run")
     write_whole(place / "a", b"1")
     assert names_in(place) == ["a"]
     from google.cloud import storage
@@ -140,10 +153,8 @@ def test_a_move_that_is_killed_leaves_one_of_the_two_whole(bucket, buckets, kill
             return dying(name)
 
     monkeypatch.setattr(folders, "_files", Dying)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         move(source, target)
-    except KeyboardInterrupt:
-        pass
     monkeypatch.undo()
     whole = [place for place in (source, target) if not is_unfinished(place)]
     assert whole

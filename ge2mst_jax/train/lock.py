@@ -201,7 +201,9 @@ class _Lease:
             if self.lost is not None or self._write(self._generation):
                 return
             found = self._read()
-            what = "removed or replaced" if found is None else f"taken over by another run ({found[1] or 'ended since'})"
+            what = (
+                "removed or replaced" if found is None else f"taken over by another run ({found[1] or 'ended since'})"
+            )
             self.lost = f"the run's folder {one_line(self.run_dir)} was {what} while the run used it"
 
     def release(self) -> None:
@@ -214,7 +216,10 @@ class _Lease:
         """Whether the object was still of this generation (0: absent), and is now ours."""
         from google.api_core import exceptions
 
-        content, began = {"owner": dataclasses.asdict(self.owner), "time": time.time(), "released": released}, time.monotonic()
+        content, began = (
+            {"owner": dataclasses.asdict(self.owner), "time": time.time(), "released": released},
+            time.monotonic(),
+        )
         with _answered():
             try:
                 self._blob.upload_from_string(
@@ -241,7 +246,9 @@ class _Lease:
             owner = None if said["released"] else Owner(**said["owner"])
             return self._blob.generation, owner, time.time() - said["time"]
         except (ValueError, KeyError, TypeError):
-            raise OSError(None, "its .lock is no lock of a run: delete it if none is running", str(self.run_dir)) from None
+            raise OSError(
+                None, "its .lock is no lock of a run: delete it if none is running", str(self.run_dir)
+            ) from None
 
 
 def _patience() -> dict:

@@ -106,7 +106,7 @@ def train(config: TrainConfig, run_dir, console: Console | None = None) -> Train
 
     Args:
         config: of the run; the same as before where the folder holds a run already, but for `MAY_DIFFER`.
-        run_dir: a folder on a disk or in a bucket (gs://); gets `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+        run_dir: on a disk or in a bucket (gs://); gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`.
         console: to show progress on; process 0 alone does.
 
     Raises:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -123,7 +122,7 @@ def end_itself(how: str, step: int, run_dir) -> None:
 
 
 def kill_while_saving(directory, step: int) -> None:
-    """SIGKILL as soon as the temporary folder of a checkpoint holds a file; in a bucket it has the checkpoint's name."""
+    """SIGKILL as soon as the temporary folder of a checkpoint holds a file; in a bucket it has its final name."""
     while True:
         if in_bucket(directory) and names_in(directory / str(step)):
             os.kill(os.getpid(), signal.SIGKILL)
