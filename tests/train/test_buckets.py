@@ -8,7 +8,7 @@ import time
 import jax.numpy as jnp
 import pytest
 from rich.console import Console
-from short_runs import EVERY, STEPS, finish, lines_of, short, start, state_of
+from short_runs import EVERY, STEPS, finish, lines_of, short, start, state_of, together
 from test_checkpoints import ABOUT, ABSTRACT, equal, state_at
 from test_metrics import metrics
 
@@ -256,16 +256,16 @@ def test_lock_that_is_not_the_same_any_more_ends_the_run(run_dir, hurried, what,
     with pytest.raises(ValueError, match=r"removed or replaced|taken over"), exclusive(run_dir) as still_there:
         folders.remove(run_dir)
         if what == "replaced":
-            put(run_dir / ".lock", read_lock_of_another())
+            put(run_dir / ".lock", lock_of_another())
         for _ in range(100):
             time.sleep(0.05)
             still_there()
         pytest.fail("it was not noticed")
 
 
-def read_lock_of_another() -> bytes:
+def lock_of_another(seconds_ago: float = 0.0) -> bytes:
     owner = {"host": "other", "boot": "", "pid": 7, "started": "", "id": "id"}
-    return json.dumps({"owner": owner, "time": time.time(), "released": False}).encode()
+    return json.dumps({"owner": owner, "time": time.time() - seconds_ago, "released": False}).encode()
 
 
 def test_lock_outlives_a_server_that_fails(run_dir, buckets, hurried, monkeypatch):
@@ -355,13 +355,31 @@ def test_run_that_was_killed_equals_one_on_a_disk_that_was_not(run_dir, tmp_path
     assert names_in(run_dir) == [".lock", "checkpoints", "config.json", "metrics.jsonl", "tensorboard"]
 
 
+@pytest.mark.slow
+def test_two_processes_write_one_run_and_wait_for_a_stale_lock(run_dir, tmp_path):
+    def start_one(environment):
+        return start(run_dir, {}, devices=4, **environment)
+
+    put(run_dir / ".lock", lock_of_another(seconds_ago=130))
+    began = time.monotonic()
+    for status, said in finish(*together(start_one, 2)):
+        assert status == 0, said
+    assert time.monotonic() - began > lock.WATCH_SECONDS
+    assert steps_in(run_dir / "checkpoints")[-1] == STEPS
+    names = {file.name for file in files_in(run_dir / "checkpoints" / str(STEPS))}
+    assert {"process_0", "process_1"} <= names  # each wrote its part
+    assert [line["step"] for line in lines_of(run_dir) if "loss" in line] == list(range(1, STEPS + 1))
+    _, state = state_of(run_dir, short())
+    assert int(state.step) == STEPS
+
+
 def test_run_that_was_taken_over_writes_nothing_more(run_dir, monkeypatch):
     report, taken = Reporter.step, []
 
     def report_and_lose(self, now, *rest):
         report(self, now, *rest)
         if now == EVERY + 1:
-            put(run_dir / ".lock", read_lock_of_another())
+            put(run_dir / ".lock", lock_of_another())
             monkeypatch.setattr(lock, "STALE_SECONDS", 0.0)  # as if it had slept
             taken.append({str(file): read(file) for file in files_in(run_dir / "checkpoints")})
 
