@@ -17,12 +17,15 @@ import jax
 from ge2mst_jax.checkpoint import reason
 from ge2mst_jax.checks import one_line
 from ge2mst_jax.folders import folder, in_bucket, make, repeated
+from ge2mst_jax.train.processes import meet
 
 log = logging.getLogger(__name__)
 
 #: Seconds between the renewals of a lease; after how many without one it may be taken over; how long one that looks
 #: old is watched before: the clocks of two machines differ.
 RENEW_SECONDS, STALE_SECONDS, WATCH_SECONDS = 20.0, 120.0, 45.0
+#: Seconds until a run knows whether it has the folder: the other processes wait so long for process 0.
+_MOST_SECONDS = 300.0
 
 
 class InUse(ValueError):
@@ -40,10 +43,12 @@ def exclusive(run_dir):
         InUse: another process holds it.
         ValueError: it cannot be written, or it was removed or replaced, or taken over, meanwhile.
     """
+    run_dir = folder(run_dir)
     if jax.process_index() != 0:
+        if in_bucket(run_dir):
+            meet(_MOST_SECONDS)
         yield lambda surely=False: None
         return
-    run_dir = folder(run_dir)
     with contextlib.ExitStack() as held:
         try:
             make(run_dir)
@@ -85,6 +90,7 @@ def _leased(run_dir):
     lease.take()
     try:
         with repeated(RENEW_SECONDS, lease.renew_or_wait):
+            meet(_MOST_SECONDS)  # the other processes have waited all the while
             yield lease.check
     finally:
         lease.release()

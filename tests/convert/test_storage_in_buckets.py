@@ -78,6 +78,7 @@ def test_damaged_network_is_refused(place, small):
         load_net(place)
 
 
+@pytest.mark.slow
 def test_wherever_a_save_is_killed_a_network_is_there_and_the_next_save_succeeds(place, small, monkeypatch):
     model, variables = small
     old, new, last = (deploy(model, variables, SHAPE, about={"number": number}) for number in (1, 2, 3))

@@ -222,6 +222,16 @@ def test_lock_of_a_process_that_ended_here_is_taken_over_at_once_and_said(run_di
         assert f"was held by a run ({gone}) that has ended: taken over" in caplog.text
 
 
+def test_lock_that_is_renewed_is_not_taken_over_whatever_its_clock_says(run_dir, hurried):
+    put(run_dir / ".lock", lock_of_another(seconds_ago=200))
+
+    def renew():
+        put(run_dir / ".lock", lock_of_another(seconds_ago=200))
+
+    with folders.repeated(0.3, renew), pytest.raises(InUse, match=r"another run \(other, process 7\) is writing"):
+        exclusive(run_dir).__enter__()
+
+
 def test_only_one_of_many_gets_a_stale_lock(run_dir, hurried, monkeypatch):
     lock._Lease(run_dir).take()
     time.sleep(lock.STALE_SECONDS)
@@ -342,11 +352,12 @@ def test_damaged_metrics_are_refused_and_left(run_dir):
 
 
 @pytest.mark.slow
-def test_run_that_was_killed_equals_one_on_a_disk_that_was_not(run_dir, tmp_path, caplog):
+@pytest.mark.parametrize(("end", "saved"), [(("in_save", 2 * EVERY), [EVERY]), (("after", 10), [EVERY, 2 * EVERY])])
+def test_run_that_was_killed_equals_one_on_a_disk_that_was_not(run_dir, end, saved, tmp_path, caplog):
     assert train(short(), tmp_path).complete
-    ((status, said),) = finish(start(run_dir, {}, "in_save", 2 * EVERY))
+    ((status, said),) = finish(start(run_dir, {}, *end))
     assert status == -9, said
-    assert steps_in(run_dir / "checkpoints") == [EVERY]
+    assert steps_in(run_dir / "checkpoints") == saved
     assert train(short(), run_dir).complete
     assert "that has ended: taken over" in caplog.text
     assert lines_of(run_dir) == lines_of(tmp_path)
@@ -373,6 +384,7 @@ def test_two_processes_write_one_run_and_wait_for_a_stale_lock(run_dir, tmp_path
     assert int(state.step) == STEPS
 
 
+@pytest.mark.slow
 def test_run_that_was_taken_over_writes_nothing_more(run_dir, monkeypatch):
     report, taken = Reporter.step, []
 
