@@ -154,7 +154,7 @@ class _Lease:
         self._generation, self._renewed, self._lock = 0, 0.0, threading.Lock()
         bucket, _, inside = str(run_dir).removeprefix("gs://").partition("/")
         with _answered():
-            self._blob = storage.Client().bucket(bucket).blob(f"{inside}/.lock")
+            self._bucket, self._name = storage.Client().bucket(bucket), f"{inside}/.lock"
 
     def take(self) -> None:
         """Until it is ours.
@@ -169,7 +169,7 @@ class _Lease:
             generation, owner, age = found or (0, None, 0.0)
             since = time.monotonic() - watched
             gone = owner is None or owner.is_gone(self.owner)
-            if gone is False or (seen is not None and seen != generation):
+            if owner is not None and (gone is False or seen not in (None, generation)):
                 raise _in_use(self.run_dir, f" ({owner})")
             if gone or (since >= WATCH_SECONDS and max(age, since) >= STALE_SECONDS):
                 if self._write(generation):
@@ -207,10 +207,8 @@ class _Lease:
             if self.lost is not None or self._write(self._generation):
                 return
             found = self._read()
-            what = (
-                "removed or replaced" if found is None else f"taken over by another run ({found[1] or 'ended since'})"
-            )
-            self.lost = f"the run's folder {one_line(self.run_dir)} was {what} while the run used it"
+            by = f"taken over by another run ({found[1] or 'ended since'})" if found else "removed or replaced"
+            self.lost = f"the run's folder {one_line(self.run_dir)} was {by} while the run used it"
 
     def release(self) -> None:
         """Leaves it to whoever comes next."""
@@ -222,35 +220,34 @@ class _Lease:
         """Whether the object was still of this generation (0: absent), and is now ours."""
         from google.api_core import exceptions
 
-        content, began = (
-            {"owner": dataclasses.asdict(self.owner), "time": time.time(), "released": released},
-            time.monotonic(),
-        )
+        content = {"owner": dataclasses.asdict(self.owner), "time": time.time(), "released": released}
+        began, blob = time.monotonic(), self._bucket.blob(self._name)
         with _answered():
             try:
-                self._blob.upload_from_string(
+                blob.upload_from_string(
                     json.dumps(content), "application/json", if_generation_match=generation, **_patience()
                 )
             except exceptions.PreconditionFailed:
                 found = self._read()  # the answer to our own write may have been lost
                 if found is None or found[1] != self.owner or found[0] == self._generation:
                     return False
-        self._generation, self._renewed = self._blob.generation, began
+        self._generation, self._renewed = blob.generation or found[0], began
         return True
 
     def _read(self):
         """`(generation, owner, seconds since it was heard)`; the owner is `None` where it was released."""
         from google.api_core import exceptions
 
+        blob = self._bucket.blob(self._name)  # one that was read before would be read again in its old generation
         with _answered():
             try:
-                content = self._blob.download_as_bytes(**_patience())
+                content = blob.download_as_bytes(**_patience())
             except exceptions.NotFound:
                 return None
         try:
             said = json.loads(content)
             owner = None if said["released"] else Owner(**said["owner"])
-            return self._blob.generation, owner, time.time() - said["time"]
+            return blob.generation, owner, time.time() - said["time"]
         except (ValueError, KeyError, TypeError):
             raise OSError(
                 None, "its .lock is no lock of a run: delete it if none is running", str(self.run_dir)

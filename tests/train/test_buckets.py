@@ -290,6 +290,7 @@ def test_lock_outlives_a_server_that_fails(run_dir, buckets, hurried, monkeypatc
         buckets.proxy.fault = lambda method, path: None
         time.sleep(4 * lock.RENEW_SECONDS)
         still_there(True)
+        assert len({fault for fault, *_ in buckets.proxy.faults}) == 3
         assert time.time() - said(run_dir)["time"] < 2
 
 
