@@ -28,6 +28,22 @@ _SCHEME = re.compile("(gs|s3|s3a|az|abfss?|hdfs|hf|https?|ftp|file):(/+|$)")
 
 
 def folder(path, name: str = "path"):
+    """A folder that is to be read or written, as `address` gives it.
+
+    Raises:
+        ValueError: as `address`; or it is in a bucket and `gcsfs` is not installed.
+    """
+    found = address(path, name)
+    if in_bucket(found):
+        if importlib.util.find_spec("gcsfs") is None:
+            raise ValueError(
+                f"{name} is {one_line(found)}: a bucket needs gcsfs: pip install gcsfs (or this package's extra 'bucket')"
+            )
+        _prepare()
+    return found
+
+
+def address(path, name: str = "path"):
     """A folder on a disk as a `pathlib.Path`, one in a bucket as an `epath.Path`, of which a `Path` loses a slash.
 
     Args:
@@ -35,9 +51,9 @@ def folder(path, name: str = "path"):
         name: of the option that it is, for the error.
 
     Raises:
-        ValueError: another kind of address; a bucket without a folder in it; `gcsfs` is not installed.
+        ValueError: another kind of address; a bucket without a folder in it.
 
-    >>> folder("runs/a"), folder(Path("s3://bucket/run"), "run_dir")
+    >>> address("runs/a"), address(Path("s3://bucket/run"), "run_dir")
     Traceback (most recent call last):
     ValueError: run_dir is s3://bucket/run: of buckets only gs:// is known; mount it, or use a disk that all hosts share
     """
@@ -49,12 +65,9 @@ def folder(path, name: str = "path"):
     said = f"{name} is {one_line(text)}"
     if found[1] != "gs":
         raise ValueError(f"{said}: of buckets only gs:// is known; mount it, or use a disk that all hosts share")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f"{said}: a bucket needs gcsfs: pip install gcsfs (or this package's extra 'bucket')")
     bucket, _, inside = text.removeprefix("gs://").partition("/")
     if not bucket or not inside or ".." in inside.split("/"):
         raise ValueError(f"{said}: name a folder in a bucket, such as gs://bucket/runs/a, without '..'")
-    _prepare()
     return epath.Path(text)
 
 

@@ -26,6 +26,7 @@ from ge2mst_jax.folders import (
     read,
     remove,
 )  # fmt: skip
+from ge2mst_jax.train import TrainConfig
 
 #: Of the client: it closes its connections when the process ends.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -59,6 +60,7 @@ def test_without_its_client_a_bucket_is_refused_with_what_to_install(monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"run_dir is gs://b/a: a bucket needs gcsfs: pip install gcsfs"):
         folder("gs://b/a", "run_dir")
+    assert str(TrainConfig(init_from="gs://b/a").init_from) == "gs://b/a"  # a run is read where its start is not
 
 
 def test_data_in_a_bucket_are_refused_with_what_to_do():

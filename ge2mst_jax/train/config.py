@@ -8,7 +8,7 @@ from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
 from ge2mst_jax.data.augment import AugmentConfig
 from ge2mst_jax.data.decode import DecodeConfig
 from ge2mst_jax.data.source import ON_CORRUPT
-from ge2mst_jax.folders import check_mounted, folder
+from ge2mst_jax.folders import address, check_mounted
 from ge2mst_jax.models import REMAT
 from ge2mst_jax.nn import ATTENTIONS, NEURONS
 from ge2mst_jax.spiking import LIFSettings
@@ -155,7 +155,7 @@ class TrainConfig:
             object.__setattr__(self, "scales", tuple(self.scales))
         for name in ("init_from", "distill_from"):
             if isinstance(getattr(self, name), str | PurePath):
-                object.__setattr__(self, name, folder(getattr(self, name), name))
+                object.__setattr__(self, name, address(getattr(self, name), name))
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name, value in given.items():
             if value is None and name in _OPTIONAL:

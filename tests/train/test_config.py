@@ -38,7 +38,7 @@ from ge2mst_jax.train.loop import check_config
         ({"init_from": Path("s3://bucket/run")}, "init_from is s3://bucket/run: of buckets only gs:// is known"),
         (
             {"distill_from": "gs://bucket"},
-            "distill_from is gs://bucket: (name a folder|a bucket needs)",
+            "distill_from is gs://bucket: name a folder in a bucket",
         ),
         ({"init_from": 3}, "init_from is 3: it must be a Path"),
         ({"spike_budget": 0.3, "neuron": "relu"}, "spike_budget: relu sends real numbers, not spikes"),
