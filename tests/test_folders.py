@@ -12,7 +12,6 @@ from ge2mst_jax import folders
 from ge2mst_jax.files import read_json, write_whole
 from ge2mst_jax.folders import (
     MARK,
-    Mirror,
     check_mounted,
     exists,
     files_in,
@@ -26,6 +25,7 @@ from ge2mst_jax.folders import (
     read,
     remove,
 )  # fmt: skip
+from ge2mst_jax.mirror import Mirror
 from ge2mst_jax.train import TrainConfig
 
 #: Of the client: it closes its connections when the process ends.
@@ -170,7 +170,7 @@ def test_mirror_uploads_what_has_grown_and_nothing_once_the_folder_is_lost(bucke
         if lost:
             raise ValueError("taken over")
 
-    monkeypatch.setattr(folders, "UPLOAD_SECONDS", 0.05)
+    monkeypatch.setattr("ge2mst_jax.mirror.UPLOAD_SECONDS", 0.05)
     with Mirror(place, may_write) as mirror:
         grows = mirror.here / "sub" / "grows"
         grows.parent.mkdir()

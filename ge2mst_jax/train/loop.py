@@ -18,7 +18,8 @@ from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import prefetch_to_device
 from ge2mst_jax.data.sources import open_source
 from ge2mst_jax.files import read_json, write_whole
-from ge2mst_jax.folders import Mirror, exists, folder
+from ge2mst_jax.folders import exists, folder
+from ge2mst_jax.mirror import Mirror
 from ge2mst_jax.provenance import commit
 from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, steps_in
 from ge2mst_jax.train.config import TrainConfig, as_json

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ge2mst_jax.checks import one_line
 from ge2mst_jax.files import write_whole
-from ge2mst_jax.folders import Mirror, exists, folder, read
+from ge2mst_jax.folders import exists, folder, read
+from ge2mst_jax.mirror import Mirror
 
 log = logging.getLogger(__name__)
 

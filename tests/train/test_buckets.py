@@ -12,11 +12,11 @@ from short_runs import EVERY, STEPS, finish, lines_of, short, start, state_of, t
 from test_checkpoints import ABOUT, ABSTRACT, equal, state_at
 from test_metrics import metrics
 
-from ge2mst_jax import folders
+from ge2mst_jax import folders, mirror
 from ge2mst_jax.checkpoint import METADATA, CheckpointError, DamagedError
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.folders import MARK, exists, files_in, folder, names_in, put, read
-from ge2mst_jax.train import Checkpoints, lock, read_about, read_metrics, read_state, train
+from ge2mst_jax.train import Checkpoints, lease, read_about, read_metrics, read_state, train
 from ge2mst_jax.train.checkpoints import steps_in
 from ge2mst_jax.train.lock import InUse, exclusive
 from ge2mst_jax.train.metrics import Reporter
@@ -169,12 +169,12 @@ def test_connection_cut_in_the_middle_of_a_save_leaves_the_checkpoint_before(run
 def hurried(monkeypatch):
     """A second for a minute."""
     for name, seconds in (("RENEW_SECONDS", 0.3), ("STALE_SECONDS", 2.0), ("WATCH_SECONDS", 0.8)):
-        monkeypatch.setattr(lock, name, seconds)
+        monkeypatch.setattr(lease, name, seconds)
 
 
 def elsewhere(monkeypatch):
     """From now on this process is another one, of another machine."""
-    monkeypatch.setattr(lock, "_this_process", lambda: lock.Owner("other", "", 7, "", "id"))
+    monkeypatch.setattr(lease, "_this_process", lambda: lease.Owner("other", "", 7, "", "id"))
 
 
 def said(run_dir):
@@ -197,15 +197,15 @@ def test_second_run_is_refused_and_the_first_goes_on(run_dir, hurried, monkeypat
 
 
 def test_stale_lock_is_taken_over_and_said(run_dir, hurried, monkeypatch, caplog):
-    first = lock._Lease(run_dir)
+    first = lease.Lease(run_dir)
     first.take()
-    time.sleep(lock.STALE_SECONDS)  # nobody renews it
+    time.sleep(lease.STALE_SECONDS)  # nobody renews it
     elsewhere(monkeypatch)
     with exclusive(run_dir):
         assert "waiting whether it is heard again" in caplog.text
         assert re.search(rf"was held by a run \({first.owner}\) that was last heard \d s ago: taken over", caplog.text)
         first.check()  # it has not heard of it yet
-        first._renewed -= lock.STALE_SECONDS
+        first._renewed -= lease.STALE_SECONDS
         with pytest.raises(ValueError, match=r"was taken over by another run \(other, process 7\) while the run used"):
             first.check(True)
         first.release()
@@ -214,9 +214,9 @@ def test_stale_lock_is_taken_over_and_said(run_dir, hurried, monkeypatch, caplog
 
 
 def test_lock_of_a_process_that_ended_here_is_taken_over_at_once_and_said(run_dir, monkeypatch, caplog):
-    gone = lock._this_process()
-    monkeypatch.setattr(lock, "_this_process", lambda: lock.Owner(gone.host, gone.boot, gone.pid, "1", "before"))
-    lock._Lease(run_dir).take()
+    gone = lease._this_process()
+    monkeypatch.setattr(lease, "_this_process", lambda: lease.Owner(gone.host, gone.boot, gone.pid, "1", "before"))
+    lease.Lease(run_dir).take()
     monkeypatch.undo()
     with exclusive(run_dir):
         assert f"was held by a run ({gone}) that has ended: taken over" in caplog.text
@@ -228,36 +228,32 @@ def test_lock_that_is_renewed_is_not_taken_over_whatever_its_clock_says(run_dir,
     def renew():
         put(run_dir / ".lock", lock_of_another(seconds_ago=200))
 
-    with folders.repeated(0.3, renew), pytest.raises(InUse, match=r"another run \(other, process 7\) is writing"):
+    with mirror.repeated(0.3, renew), pytest.raises(InUse, match=r"another run \(other, process 7\) is writing"):
         exclusive(run_dir).__enter__()
 
 
 def test_only_one_of_many_gets_a_stale_lock(run_dir, hurried, monkeypatch):
-    lock._Lease(run_dir).take()
-    time.sleep(lock.STALE_SECONDS)
+    lease.Lease(run_dir).take()
+    time.sleep(lease.STALE_SECONDS)
     elsewhere(monkeypatch)
-    leases, got, refused = [lock._Lease(run_dir) for _ in range(4)], [], []
+    got, refused = [], []
 
-    def try_it(number, lease):
-        lease.owner = lock.Owner("other", "", number, "", str(number))
+    def try_it(number):
+        one = lease.Lease(run_dir)
+        one.owner = lease.Owner("other", "", number, "", str(number))
         try:
-            lease.take()
-            got.append(lease)
+            one.take()
+            got.append(one)
         except InUse:
-            refused.append(lease)
+            refused.append(one)
 
-    threads = [threading.Thread(target=try_it, args=pair) for pair in enumerate(leases)]
+    threads = [threading.Thread(target=try_it, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    while threads[0].is_alive() or len(got) + len(refused) < 3:
-        for lease in got:
-            lease.renew()
+    while any(thread.is_alive() for thread in threads):
+        for one in got:
+            one.renew()
         time.sleep(0.1)
-    for thread in threads:
-        while thread.is_alive():
-            for lease in got:
-                lease.renew()
-            thread.join(0.1)
     assert (len(got), len(refused)) == (1, 3)
 
 
@@ -279,7 +275,7 @@ def lock_of_another(seconds_ago: float = 0.0) -> bytes:
 
 
 def test_lock_outlives_a_server_that_fails(run_dir, buckets, hurried, monkeypatch):
-    monkeypatch.setattr(lock, "_patience", lambda: {"timeout": 1, "retry": None})
+    monkeypatch.setattr(lease, "_patience", lambda: {"timeout": 1, "retry": None})
     with exclusive(run_dir) as still_there:
         for fault in ("500", "cut", "lost"):
             buckets.proxy.fault = lambda method, path, fault=fault: fault
@@ -288,7 +284,7 @@ def test_lock_outlives_a_server_that_fails(run_dir, buckets, hurried, monkeypatc
                 time.sleep(0.05)
             still_there()
         buckets.proxy.fault = lambda method, path: None
-        time.sleep(4 * lock.RENEW_SECONDS)
+        time.sleep(4 * lease.RENEW_SECONDS)
         still_there(True)
         assert len({fault for fault, *_ in buckets.proxy.faults}) == 3
         assert time.time() - said(run_dir)["time"] < 2
@@ -329,8 +325,8 @@ def test_metrics_are_there_once_synced_and_cut_back_by_a_resume(run_dir):
 
 
 def test_metrics_are_there_before_a_minute_is_over(run_dir, monkeypatch):
-    assert folders.UPLOAD_SECONDS + 20 < 60  # and what TensorBoard's own writer holds back
-    monkeypatch.setattr(folders, "UPLOAD_SECONDS", 0.1)
+    assert mirror.UPLOAD_SECONDS + 20 < 60  # and what TensorBoard's own writer holds back
+    monkeypatch.setattr(mirror, "UPLOAD_SECONDS", 0.1)
     batch = {"index": jnp.arange(40, 52)}
     with Reporter(run_dir, 0, 0, 9, 12, Console(quiet=True), 1, lambda: 4) as reporter:
         for step in (1, 2):
@@ -376,7 +372,7 @@ def test_two_processes_write_one_run_and_wait_for_a_stale_lock(run_dir, tmp_path
     began = time.monotonic()
     for status, said in finish(*together(start_one, 2)):
         assert status == 0, said
-    assert time.monotonic() - began > lock.WATCH_SECONDS
+    assert time.monotonic() - began > lease.WATCH_SECONDS
     assert steps_in(run_dir / "checkpoints")[-1] == STEPS
     names = {file.name for file in files_in(run_dir / "checkpoints" / str(STEPS))}
     assert {"process_0", "process_1"} <= names  # each wrote its part
@@ -393,7 +389,7 @@ def test_run_that_was_taken_over_writes_nothing_more(run_dir, monkeypatch):
         report(self, now, *rest)
         if now == EVERY + 1:
             put(run_dir / ".lock", lock_of_another())
-            monkeypatch.setattr(lock, "STALE_SECONDS", 0.0)  # as if it had slept
+            monkeypatch.setattr(lease, "STALE_SECONDS", 0.0)  # as if it had slept
             taken.append({str(file): read(file) for file in files_in(run_dir / "checkpoints")})
 
     monkeypatch.setattr(Reporter, "step", report_and_lose)
