@@ -15,7 +15,7 @@ def write_whole(path, content: bytes | str) -> None:
         content: bytes, or text that becomes UTF-8.
 
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> path = folder(tempfile.mkdtemp()) / "a.txt"
     >>> write_whole(path, "whole")
     >>> path.read_text(), [file.name for file in path.parent.iterdir()]
     ('whole', ['a.txt'])
@@ -40,7 +40,7 @@ def read_json(path) -> dict:
         OSError: it cannot be read.
 
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "a.json"
+    >>> path = folder(tempfile.mkdtemp()) / "a.json"
     >>> write_whole(path, "[]")
     >>> read_json(path)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
