@@ -185,6 +185,12 @@ def test_tpu_vm_creates_nothing_unless_asked_to(tmp_path):
     assert not any("queued-resources" in words for words in found)
 
 
+@pytest.mark.parametrize(("script", "options"), [("tpu_vm.sh", TPU_VM), ("gke_xpk.sh", GKE)])
+def test_run_goes_into_a_bucket(script, options, tmp_path):
+    lines = dry_run(script, *options, "--run-dir", "gs://b/r", "digits", cwd=tmp_path)
+    assert any("train.py digits --run-dir gs://b/r --coordinator auto" in word for line in lines for word in line)
+
+
 def test_gke_would_submit_one_workload(tmp_path):
     (words,) = dry_run("gke_xpk.sh", *GKE, "--storage", "nfs", "imagenet_s", "--data-dir", "/mnt/d", cwd=tmp_path)
     assert words[:3] == ["xpk", "workload", "create"]

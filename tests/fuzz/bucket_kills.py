@@ -35,7 +35,7 @@ class BucketKills:
     """Runs are killed so often."""
     faults: tuple[float, ...] = (0.0, 0.02)
     """Shares of the requests that go wrong while runs are killed; so many kills for each."""
-    steps: int = 48
+    steps: int = 24
     """Of a run."""
     seed: int = 0
     """Of the moments and faults."""
