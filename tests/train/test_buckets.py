@@ -1,5 +1,6 @@
 """Runs in a bucket: checkpoints, metrics and the lock, with a server that fails and processes that are killed."""
 
+import asyncio
 import json
 import re
 import threading
@@ -12,7 +13,7 @@ from short_runs import EVERY, STEPS, finish, lines_of, short, start, state_of, t
 from test_checkpoints import ABOUT, ABSTRACT, equal, state_at
 from test_metrics import metrics
 
-from ge2mst_jax import folders, mirror
+from ge2mst_jax import checkpoint, folders, mirror
 from ge2mst_jax.checkpoint import METADATA, CheckpointError, DamagedError
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.folders import MARK, exists, files_in, folder, names_in, put, read
@@ -114,10 +115,27 @@ def test_server_that_does_not_answer_is_no_damage(run_dir, buckets, monkeypatch)
     assert {str(file): read(file) for file in files_in(run_dir)} == before
 
 
-SLEEP = __import__("asyncio").sleep
+def test_absence_that_passes_is_no_damage(run_dir, monkeypatch):
+    """Orbax takes a folder of which the server says nothing for one that is not there."""
+    write(run_dir, (4, 8))
+    load, left = checkpoint.ocp.load, [1]
+
+    def at_first_not(*arguments, **options):
+        if left:
+            left.pop()
+            raise FileNotFoundError("Checkpoint does not exist")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint.ocp, "load", at_first_not)
+    assert restore(run_dir)[0] == 8
+    assert not left
+
+
+SLEEP = asyncio.sleep
 
 
 async def soon(seconds, *_):
+    """Retries wait half a minute in all."""
     await SLEEP(min(seconds, 0.05))
 
 
