@@ -74,6 +74,7 @@ fuzz: $(READY)
 
 kills: $(READY)
 	$(RUN) tests/fuzz/kills.py --write docs/reliability.md
+	$(RUN) tests/fuzz/bucket_kills.py --write docs/reliability.md
 
 # Pins of the versions that were tested on each Python: newer ones hold newer JAX.
 $(READY): requirements.txt requirements-3.12.txt requirements-3.13.txt setup.cfg pyproject.toml

@@ -38,6 +38,7 @@ from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.data import BatchPlan, open_source
 from ge2mst_jax.energy import CONVENTIONS, audit, energy
 from ge2mst_jax.files import write_whole
+from ge2mst_jax.folders import as_folders, make
 from ge2mst_jax.report import build_report, differing, write_report
 from ge2mst_jax.spiking import SpikeCode
 from ge2mst_jax.train import as_json, evaluate, from_json, load_averaged, make_mesh, set_up, train
@@ -77,6 +78,7 @@ class Convert:
     """Folder for all that is made; RUN/converted if none."""
 
     def __post_init__(self):
+        as_folders(self, "run", "out")
         for code in (*self.codes, self.qk_code):
             SpikeCode.parse(code)
         check_number("finetune_epochs", self.finetune_epochs, 0, 1e6)
@@ -120,7 +122,7 @@ class Conversion:
             raise ValueError(f"codes: this run's neurons are {neuron} ones of code {self.config.code}: leave codes out")
         if neuron == "relu" and options.step is not None:
             raise ValueError("step: an ANN is converted from its best checkpoint: leave step out")
-        self.out.mkdir(parents=True, exist_ok=True)
+        make(self.out)
         yield from kinds[neuron]()
 
     def as_it_is(self):
@@ -184,7 +186,7 @@ class Conversion:
 
     def deployed(self, config, model, variables, found: dict) -> dict:
         """Deploys, certifies, counts and writes a network; a row of the table."""
-        options, folder, seconds = self.options, self.out / config.code, {}
+        options, place, seconds = self.options, self.out / config.code, {}
         plan = BatchPlan(options.batch_size, decode=config.decode)
         about = about_images(self.about | {"config": as_json(config)})
         calibration = first_images(self.train, plan, options.calibrate)
@@ -200,13 +202,13 @@ class Conversion:
                 scores, counter = run_over(net, self.test, plan, execution, options.limit, self.console)
                 right[execution] = scores.accuracy
         products = audit(net)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_net(folder / "network", net, config.model)
+        make(place)
+        save_net(place / "network", net, config.model)
         report = build_report(
             dataset=(config.data, len(self.train), counter.images), model_name=config.model, net=net, certificate=made,
             counter=counter, audit=products, seconds=seconds, training=as_json(config),
         )  # fmt: skip
-        write_report(folder, report, net, images, [])
+        write_report(place, report, net, images, [])
         return found | {
             "code": config.code, "qk_code": config.qk_code, "dense": right["dense"], "spiking": right["spiking"],
             "test_images": counter.images, "certified_images": len(images), "differing": differing(made.as_dict()),

@@ -29,6 +29,7 @@ from ge2mst_jax.convert import certify
 from ge2mst_jax.data import BatchPlan, DecodeConfig, open_source
 from ge2mst_jax.energy import CONVENTIONS, audit, energy
 from ge2mst_jax.files import write_whole
+from ge2mst_jax.folders import as_folders, make
 from ge2mst_jax.report import add_drift, confusion_figure, differing
 from ge2mst_jax.train.command import run_command
 from ge2mst_jax.train.deployed import class_names, decoding, first_images, load_deployed, run_over
@@ -64,6 +65,7 @@ class Evaluate:
     """Where evaluation.json, confusion.csv and confusion.png go; beside the checkpoint if none."""
 
     def __post_init__(self):
+        as_folders(self, "checkpoint", "out")
         check_whole("batch_size", self.batch_size, 1, 2**20)
         check_whole("workers", self.workers, 0, 1024)
         check_whole("certify", self.certify, 0, 2**20)
@@ -125,7 +127,7 @@ def main(options: Evaluate) -> None:
         "audit": audit(net, options.execution).as_dict(),
     }  # fmt: skip
     out = options.out or options.checkpoint
-    out.mkdir(parents=True, exist_ok=True)
+    make(out)
     write_whole(out / "evaluation.json", json.dumps(found, indent=1) + "\n")
     write_whole(out / "confusion.csv", confusion_csv(scores.confusion, source.classes))
     write_whole(out / "confusion.png", confusion_figure(scores.confusion, source.classes))

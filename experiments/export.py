@@ -27,6 +27,7 @@ from rich.text import Text
 
 from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert import load_exported, save_exported
+from ge2mst_jax.folders import as_folders, in_bucket
 from ge2mst_jax.train.command import run_command
 from ge2mst_jax.train.deployed import load_deployed
 
@@ -55,9 +56,14 @@ class Export:
     step: int | None = None
     """Of a run's checkpoint; the best one if none."""
     out: Path | None = None
-    """The file; CHECKPOINT.EXECUTION.jax_export if none."""
+    """The file, on a disk; CHECKPOINT.EXECUTION.jax_export if none, in this folder where CHECKPOINT is in a bucket."""
 
     def __post_init__(self):
+        as_folders(self, "checkpoint", "out")
+        if self.out is not None and in_bucket(self.out):
+            raise ValueError(
+                f"out is {one_line(self.out)}: the file is run here once it is written: name one on a disk"
+            )
         if self.step is not None:
             check_whole("step", self.step, 1, 2**40)
 
@@ -106,8 +112,8 @@ def check(file: Path, net, options: Export) -> list[str]:
 
 def main(options: Export) -> None:
     net = load_deployed(options.checkpoint, options.step)
-    folder = options.checkpoint.resolve()
-    out = options.out or folder.with_name(f"{folder.name}.{options.execution}.jax_export")
+    name = f"{options.checkpoint.resolve().name}.{options.execution}.jax_export"
+    out = options.out or (Path() if in_bucket(options.checkpoint) else options.checkpoint.resolve().parent) / name
     save_exported(out, net, options.execution, options.platforms)
     try:
         places = check(out, net, options)

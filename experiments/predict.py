@@ -29,6 +29,7 @@ from rich.text import Text
 from ge2mst_jax.checks import check_whole, cut, one_line
 from ge2mst_jax.data.decode import DataError, decode, decode_whole, read_file
 from ge2mst_jax.data.folder import images_under
+from ge2mst_jax.folders import as_folders
 from ge2mst_jax.train.command import run_command
 from ge2mst_jax.train.deployed import class_names, decoding, load_deployed
 
@@ -57,6 +58,7 @@ class Predict:
 
     def __post_init__(self):
         check_whole("top", self.top, 1, 2**24)
+        as_folders(self, "checkpoint")
 
 
 def read_image(path: Path, image_shape: tuple[int, int, int], config=None) -> np.ndarray:

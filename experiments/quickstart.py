@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ge2mst_jax.convert import certify, deploy, save_net
 from ge2mst_jax.data import load_digits, open_source
 from ge2mst_jax.energy import SpikeCounter, audit
+from ge2mst_jax.folders import as_folders
 from ge2mst_jax.report import build_report, summary_table, write_report
 from ge2mst_jax.train import TrainConfig, as_json, read_metrics, train
 from ge2mst_jax.train.command import run_command
@@ -40,6 +41,9 @@ class Quickstart:
     """Where the report, the pictures and the checkpoint go; a run that is there already goes on."""
     train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(eval_every_epochs=6.0))
     """The training run."""
+
+    def __post_init__(self):
+        as_folders(self, "run_dir")
 
 
 class Phases:

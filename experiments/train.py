@@ -22,6 +22,7 @@ import tyro
 from rich.console import Console
 
 from ge2mst_jax.checks import one_line, shown
+from ge2mst_jax.folders import as_folders
 from ge2mst_jax.train import TrainConfig, train
 from ge2mst_jax.train.command import answered, run_command
 from ge2mst_jax.train.distributed import initialize
@@ -35,7 +36,10 @@ class Launch:
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     run_dir: Path | None = None
-    """Folder of the run; runs/NAME if none."""
+    """Folder of the run, on a disk or in a bucket (gs://BUCKET/FOLDER); runs/NAME if none."""
+
+    def __post_init__(self):
+        as_folders(self, "run_dir")
 
 
 def config_names() -> list[str]:

@@ -33,8 +33,8 @@ from ge2mst_jax.data import BatchPlan, open_source
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.provenance import environment
 from ge2mst_jax.train import as_json, train
-from ge2mst_jax.train.checkpoints import InUse, exclusive
 from ge2mst_jax.train.command import run_command
+from ge2mst_jax.train.lock import InUse, exclusive
 from ge2mst_jax.train.metrics import read_metrics
 
 #: Minutes of a row of weight 1 where none was run yet.

@@ -4,16 +4,15 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 import sys
 import warnings
-from pathlib import Path
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from ge2mst_jax.checks import cut, one_line
 from ge2mst_jax.files import read_json
+from ge2mst_jax.folders import files_in, folder, in_bucket, is_folder, read_through
 
 #: The file in which Orbax keeps what a checkpoint says of itself.
 METADATA = "_CHECKPOINT_METADATA"
@@ -29,8 +28,8 @@ class DamagedError(CheckpointError):
     """A checkpoint that is proven to be damaged: its files can be read, but hold something else than was written."""
 
 
-def check_path(path) -> Path:
-    """The absolute path of a checkpoint that is to be read or written.
+def check_path(path):
+    """The absolute path of a checkpoint that is to be read or written, as `folder` gives it.
 
     Raises:
         CheckpointError: links lead in a circle; or Orbax takes a part of it for a pattern (it would find no array
@@ -40,10 +39,12 @@ def check_path(path) -> Path:
     Traceback (most recent call last):
     ge2mst_jax.checkpoint.CheckpointError: /runs/a[1]: checkpoints cannot lie in a path with '[': rename the folder
     """
+    path = folder(path)
     try:
-        path = Path(path).resolve()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # whoever opens it says so
-            path.stat()  # from Python 3.13 on, resolve leaves links in a circle as they are
+        if not in_bucket(path):
+            path = path.resolve()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # whoever opens it says
+                path.stat()  # from Python 3.13 on, resolve leaves links in a circle as they are
     except (RuntimeError, OSError, ValueError) as error:  # links in a circle, a null character
         raise CheckpointError(f"{one_line(path)}: no path to a checkpoint ({one_line(error)})") from error
     for character in "[]*?\\":
@@ -78,12 +79,13 @@ def read_seal(path) -> dict:
         DamagedError: it is no JSON any more, or not what was written.
         CheckpointError: it cannot be read, or was not written by `seal`.
     """
+    path = folder(path)
     try:
-        about = read_json(Path(path) / METADATA).get("custom_metadata")
+        about = read_json(path / METADATA).get("custom_metadata")
     except ValueError as error:
         raise DamagedError(f"the checkpoint {one_line(path)} is damaged: {reason(error)}") from error
     except FileNotFoundError as error:
-        if Path(path).is_dir():
+        if is_folder(path):
             raise DamagedError(f"the checkpoint {one_line(path)} is damaged: it has no {METADATA}") from error
         raise CheckpointError(f"no checkpoint at {one_line(path)}") from error
     except OSError as error:
@@ -111,16 +113,21 @@ def load_arrays(path, abstract, name: str | None = None):
         CheckpointError: anything else went wrong.
     """
     _hush_late_callbacks()
-    try:
-        return jax.block_until_ready(
-            ocp.load(path, abstract, **({} if name is None else {"checkpointable_name": name}))
-        )
-    except Exception as error:  # Orbax and TensorStore raise whatever their readers meet
-        proven = _proves_damage(path, error)
-        says = "is damaged" if proven else "cannot be read"
-        raise (DamagedError if proven else CheckpointError)(
-            f"the checkpoint {one_line(path)} {says}: {reason(error)}"
-        ) from error
+    tries_left = 2 if in_bucket(path) else 1  # Orbax takes a server that does not answer for a file that is not there
+    while True:
+        tries_left -= 1
+        try:
+            return jax.block_until_ready(
+                ocp.load(path, abstract, **({} if name is None else {"checkpointable_name": name}))
+            )
+        except Exception as error:  # Orbax and TensorStore raise whatever their readers meet
+            proven = _proves_damage(path, error)
+            if proven and tries_left:
+                continue
+            says = "is damaged" if proven else "cannot be read"
+            raise (DamagedError if proven else CheckpointError)(
+                f"the checkpoint {one_line(path)} {says}: {reason(error)}"
+            ) from error
 
 
 def reason(error: BaseException) -> str:
@@ -151,11 +158,8 @@ def _chain(error):
 def _proves_damage(path, error) -> bool:
     """Whether a failed load proves damage: every file can be read, nothing else went wrong, and the error says so."""
     try:
-        for folder, _, names in os.walk(path, onerror=_raise):
-            for name in names:
-                with open(os.path.join(folder, name), "rb") as file:
-                    while file.read(2**20):
-                        pass
+        for file in files_in(path):
+            read_through(file)
     except OSError:
         return False
     chain = _chain(error)
@@ -163,10 +167,6 @@ def _proves_damage(path, error) -> bool:
         return False
     said = json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError
     return any(isinstance(e, said) or str(e).startswith(_DAMAGE) for e in chain)
-
-
-def _raise(error):
-    raise error
 
 
 def _hush_late_callbacks() -> None:

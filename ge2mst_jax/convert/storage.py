@@ -1,10 +1,8 @@
-"""Deployed networks on disk: one Orbax checkpoint with both networks' parameters and all that rebuilds them."""
+"""Deployed networks, stored: one Orbax checkpoint with both networks' parameters and all that rebuilds them."""
 
+import contextlib
 import dataclasses
 import hashlib
-import os
-import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ from ge2mst_jax.checks import one_line
 from ge2mst_jax.convert.certificate import CertificateError, check_network
 from ge2mst_jax.convert.deploy import DeployedNet
 from ge2mst_jax.convert.fixed_point import CurrentFormat
+from ge2mst_jax.folders import exists, files_in, is_folder, is_unfinished, make, move, names_in, remove, sync
 from ge2mst_jax.models import create_model, model_fields
 
 SCHEMA = 6
@@ -25,8 +24,8 @@ SCHEMA = 6
 def save_net(path, net: DeployedNet, model_name: str) -> None:
     """Writes a deployed network and the training network that it came from; whole or not at all.
 
-    It is written beside `path` and takes its place by two renames; `load_net` knows what may lie between them, so that
-    the old network or the new one can be loaded whenever this is killed.
+    It is written beside `path` and takes its place by two renames (in a bucket by copies); `load_net` knows what may
+    lie between them, so that the old network or the new one can be loaded whenever this is killed.
 
     Args:
         path: of the checkpoint, a folder; a deployed network that is there is replaced.
@@ -55,22 +54,23 @@ def save_net(path, net: DeployedNet, model_name: str) -> None:
     old, new = _beside(path, "old"), _beside(path, "new")
     try:
         _recover(path)
-        if path.exists() and not _may_be_replaced(path):
+        if exists(path) and not _may_be_replaced(path):
             raise CheckpointError(
                 f"{one_line(path)} is no deployed network that can be read: it is not replaced; move it, or give "
                 "another path"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.iterdir():  # by saves that were killed
-            if left.name == old.name or left.name.startswith(new.name):
-                shutil.rmtree(left)
+        make(path.parent)
+        for left in names_in(path.parent):  # by saves that were killed
+            if left == old.name or left.startswith(new.name):
+                remove(path.parent / left)
         ocp.save(new, arrays, custom_metadata=about)
-        _sync(new)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        _sync(path.parent, deep=False)
-        shutil.rmtree(old, ignore_errors=True)
+        sync(new)
+        if exists(path):
+            move(path, old)
+        move(new, path)
+        sync(path.parent, deep=False)
+        with contextlib.suppress(OSError):
+            remove(old)
     except CheckpointError:
         raise
     except Exception as error:  # Orbax and TensorStore raise whatever their writers meet
@@ -84,13 +84,13 @@ def load_net(path) -> DeployedNet:
         CheckpointError: no checkpoint at `path`, another program's, or a damaged one.
     """
     path = check_path(path)
-    if not path.is_dir() and _beside(path, "old").is_dir():
+    if not _is_there(path) and _is_there(_beside(path, "old")):
         path = _beside(path, "old")  # a save was killed between its two renames
-    if not path.is_dir():
+    if not _is_there(path):
         raise CheckpointError(
             f"no checkpoint at {one_line(path)}: give the folder that a run wrote, e.g. runs/quickstart/checkpoint"
         )
-    if not (path / METADATA).exists():
+    if not exists(path / METADATA):
         raise CheckpointError(f"{one_line(path)} is not one of a deployed network: it has no {METADATA}")
     about = read_seal(path)
     if about.get("schema") != SCHEMA:
@@ -129,7 +129,7 @@ def describe(array: np.ndarray) -> dict:
     return {"dtype": array.dtype.name, "shape": list(array.shape), "sha256": digest}
 
 
-def _load(path: Path, expected):
+def _load(path, expected):
     """The arrays that `expected` describes, on the host: a checkpoint is read the same on any machine."""
 
     def described(node) -> bool:
@@ -148,13 +148,21 @@ def _plain(tree) -> dict:
     return traverse_util.unflatten_dict({path: np.asarray(a) for path, a in traverse_util.flatten_dict(tree).items()})
 
 
-def _beside(path: Path, kind: str) -> Path:
+def _beside(path, kind: str):
     return path.with_name(f".{path.name}.{kind}")
 
 
-def _may_be_replaced(path: Path) -> bool:
+def _is_there(path) -> bool:
+    return is_folder(path) and not is_unfinished(path)
+
+
+def _files(path) -> set[str]:
+    return {str(file.relative_to(path)) for file in files_in(path)}
+
+
+def _may_be_replaced(path) -> bool:
     """An empty folder, or a deployed network."""
-    if path.is_dir() and not any(path.iterdir()):
+    if is_folder(path) and not names_in(path):
         return True
     try:
         return "formats" in read_seal(path)
@@ -162,17 +170,10 @@ def _may_be_replaced(path: Path) -> bool:
         return False
 
 
-def _recover(path: Path) -> None:
-    """Puts the old network back where a save was killed between its two renames."""
-    if not path.exists() and _beside(path, "old").is_dir():
-        _beside(path, "old").rename(path)
-
-
-def _sync(folder: Path, deep: bool = True) -> None:
-    """Until a folder, and what it holds if `deep`, is on the disk."""
-    for name in [folder, *(folder.rglob("*") if deep else ())]:
-        file = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+def _recover(path) -> None:
+    """Puts the old network back where a save was killed between its two renames, or while it copied."""
+    old, new = _beside(path, "old"), _beside(path, "new")
+    if is_unfinished(path) and exists(path) and _files(path) <= _files(old) | _files(new):
+        remove(path)
+    if not exists(path) and _is_there(old):
+        move(old, path)

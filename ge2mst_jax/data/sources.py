@@ -8,6 +8,7 @@ from ge2mst_jax.data.digits import load_digits
 from ge2mst_jax.data.folder import open_folder
 from ge2mst_jax.data.idx import open_idx
 from ge2mst_jax.data.source import SPLITS, MemorySource, Source, check_on_corrupt, expanded
+from ge2mst_jax.folders import check_mounted
 
 SPECS = "digits, idx:FOLDER, folder:FOLDER, tfds:NAME[/CONFIG][:VERSION]"
 
@@ -34,7 +35,7 @@ def open_source(spec: str, split: str, data_dir: str | Path | None = None, on_co
 
     Raises:
         DataError: the set is missing or something is wrong with it; the message names the file.
-        ValueError: an unknown kind, split or `on_corrupt`.
+        ValueError: an unknown kind, split or `on_corrupt`; a bucket, which no reader of data opens.
 
     >>> len(open_source("digits", "test"))
     360
@@ -43,10 +44,12 @@ def open_source(spec: str, split: str, data_dir: str | Path | None = None, on_co
     if not isinstance(split, str) or split not in SPLITS:
         raise ValueError(f"split is {shown(split)}: it must be one of {', '.join(SPLITS)}")
     check_on_corrupt(on_corrupt)
+    check_mounted("data_dir", data_dir)
     if spec == "digits":
         return _digits(split, on_corrupt)
     if kind not in ("idx", "folder", "tfds") or not rest:
         raise ValueError(f"unknown data set {shown(spec)}: known are {SPECS}")
+    check_mounted("data", rest)
     try:
         if kind == "idx":
             return open_idx(expanded(rest), split, on_corrupt)

@@ -1,10 +1,8 @@
 """Checkpoints of a run: state, step, data iterator and config; written whole, in the background, the best kept."""
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 from pathlib import Path
 
 import jax
@@ -13,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ge2mst_jax.checkpoint import CheckpointError, DamagedError, check_path, load_arrays, read_seal, reason, seal
 from ge2mst_jax.checks import check_whole, cut, one_line, shown
+from ge2mst_jax.folders import is_unfinished, make, move, names_in
 from ge2mst_jax.train.fingerprint import describe, fingerprints
 from ge2mst_jax.train.processes import largest
 
@@ -27,8 +26,8 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 class Checkpoints:
     """A run's checkpoints in `RUN/checkpoints/STEP`; a context manager, which waits for the last save.
 
-    A save is atomic (Orbax writes beside the final name, then renames) and runs in the background. Kept are the
-    `keep` latest and that of step `best`.
+    A save is atomic (Orbax writes beside the final name, then renames; in a bucket it writes a mark at the end) and
+    runs in the background. Kept are the `keep` latest and that of step `best`.
     """
 
     def __init__(self, run_dir: Path, keep: int = 2):
@@ -176,10 +175,10 @@ class Checkpoints:
     def _set_aside(self, steps):
         damaged = self.directory.parent / "damaged"
         if steps and jax.process_index() == 0:
-            damaged.mkdir(exist_ok=True)
+            make(damaged)
             for step in steps:
-                number = len(list(damaged.iterdir()))
-                (self.directory / str(step)).rename(damaged / f"{step}.{number}")
+                number = len(names_in(damaged))
+                move(self.directory / str(step), damaged / f"{step}.{number}")
         largest(0)  # no process lists the folder before
 
 
@@ -193,71 +192,24 @@ class _Best:
         return [checkpoint.step == self._owner.best for checkpoint in checkpoints]
 
 
-def steps_in(folder: Path) -> list[int]:
+def steps_in(directory) -> list[int]:
     """Steps of the checkpoints in a folder, ascending; what Orbax has not finished is passed over.
 
     Raises:
         CheckpointError: something there is no checkpoint by its name (a checkpoint that was renamed, perhaps), or the
             folder cannot be read.
     """
-    steps = []
     try:
-        names = os.listdir(folder) if os.path.lexists(folder) else []
+        names = [n for n in names_in(directory) if not n.startswith(".") and _TEMPORARY not in n]
+        names = [name for name in names if not is_unfinished(directory / name)]
     except OSError as error:
-        raise CheckpointError(f"the checkpoints in {one_line(folder)} cannot be read: {reason(error)}") from error
+        raise CheckpointError(f"the checkpoints in {one_line(directory)} cannot be read: {reason(error)}") from error
     for name in names:
-        if name.startswith(".") or _TEMPORARY in name:
-            continue
         if not (name.isascii() and name.isdigit() and str(int(name)) == name):
             raise CheckpointError(
-                f"{one_line(Path(folder) / name)} is no checkpoint by its name: name it by its step, or move it away"
+                f"{one_line(directory / name)} is no checkpoint by its name: name it by its step, or move it away"
             )
-        steps.append(int(name))
-    return sorted(steps)
-
-
-class InUse(ValueError):
-    """Another process holds a run's folder."""
-
-
-@contextlib.contextmanager
-def exclusive(run_dir: Path):
-    """Holds a run's folder; a second run in it is refused. Yields a function that checks that it is still there.
-
-    Raises:
-        InUse: another process holds it.
-        ValueError: it cannot be written, or it was removed or replaced meanwhile.
-    """
-    run_dir = Path(run_dir)
-    if jax.process_index() != 0:
-        yield lambda: None
-        return
-    with contextlib.ExitStack() as held:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(open(run_dir / ".lock", "a"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(f"another run is writing to {one_line(run_dir)}: give this one a folder of its own") from None
-        except OSError as error:
-            raise ValueError(
-                f"the run's folder {one_line(run_dir)} cannot be written: {reason(error)}; give another folder"
-            ) from error
-
-        def check():
-            try:
-                same = os.path.samestat(os.stat(run_dir / ".lock"), os.fstat(lock.fileno()))
-            except OSError:
-                same = False
-            if not same:
-                raise ValueError(f"the run's folder {one_line(run_dir)} was removed or replaced while the run used it")
-
-        try:
-            yield check
-        except Exception:
-            check()  # says more than what failed because of it
-            raise
-        check()
+    return sorted(map(int, names))
 
 
 def read_run(path: Path) -> dict:
@@ -309,24 +261,24 @@ def read_about(run_dir: Path, which: int | str = "best") -> tuple[Path, dict]:
     whole = isinstance(which, int) and not isinstance(which, bool)
     if not whole and which not in ("latest", "best"):
         raise ValueError(f"which is {shown(which)}: it must be a step, 'latest' or 'best'")
-    folder = check_path(run_dir) / "checkpoints"
-    steps = steps_in(folder)
+    directory = check_path(run_dir) / "checkpoints"
+    steps = steps_in(directory)
     if not steps:
         raise CheckpointError(
             f"no checkpoint of a run in {one_line(run_dir)}: give the folder that a training run wrote"
         )
     known = f"there are {', '.join(map(str, steps))}"
     if isinstance(which, str):
-        about = read_run(folder / str(steps[-1]))
+        about = read_run(directory / str(steps[-1]))
         best = about["best_step"] if which == "best" else None
         if best is not None and best not in steps:
             raise CheckpointError(
-                f"the best checkpoint, of step {best}, is not in {one_line(folder)}: name the step to take ({known})"
+                f"the best checkpoint, of step {best}, is not in {one_line(directory)}: name the step to take ({known})"
             )
         which = steps[-1] if best is None else best
     elif which not in steps:
         raise CheckpointError(f"no checkpoint of step {which} in {one_line(run_dir)}: {known}")
-    return folder / str(which), read_run(folder / str(which))
+    return directory / str(which), read_run(directory / str(which))
 
 
 def read_state(path: Path, abstract_state):

@@ -1,13 +1,14 @@
 """What a training run is told."""
 
 import dataclasses
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
-from ge2mst_jax.checks import check_choice, check_number, check_whole, one_line, shown
+from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
 from ge2mst_jax.data.augment import AugmentConfig
 from ge2mst_jax.data.decode import DecodeConfig
 from ge2mst_jax.data.source import ON_CORRUPT
+from ge2mst_jax.folders import address, check_mounted
 from ge2mst_jax.models import REMAT
 from ge2mst_jax.nn import ATTENTIONS, NEURONS
 from ge2mst_jax.spiking import LIFSettings
@@ -155,9 +156,14 @@ class TrainConfig:
     """Which one this is; or the environment's JAX_PROCESS_ID."""
 
     def __post_init__(self):
-        for name, kind in (("data_dir", Path), ("init_from", Path), ("distill_from", Path), ("scales", tuple)):
-            if isinstance(getattr(self, name), str if kind is Path else list):
-                object.__setattr__(self, name, kind(getattr(self, name)))
+        check_mounted("data_dir", self.data_dir)
+        if isinstance(self.data_dir, str):
+            object.__setattr__(self, "data_dir", Path(self.data_dir))
+        if isinstance(self.scales, list):
+            object.__setattr__(self, "scales", tuple(self.scales))
+        for name in ("init_from", "distill_from"):
+            if isinstance(getattr(self, name), str | PurePath):
+                object.__setattr__(self, name, address(getattr(self, name), name))
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name, value in given.items():
             if value is None and name in _OPTIONAL:
@@ -167,7 +173,7 @@ class TrainConfig:
             elif name in _NUMBERS:
                 low, high, *ends = _NUMBERS[name]
                 object.__setattr__(self, name, check_number(name, value, low, high, **dict.fromkeys(ends, True)))
-            elif name in _KINDS and not isinstance(value, _KINDS[name]):
+            elif name in _KINDS and not isinstance(value, PurePath if _KINDS[name] is Path else _KINDS[name]):
                 raise ValueError(f"{name} is {shown(value)}: it must be a {_KINDS[name].__name__}")
         choices = dict(on_corrupt=ON_CORRUPT, neuron=NEURONS, attention=ATTENTIONS, remat=REMAT, dtype=DTYPES)
         for name, known in choices.items():
@@ -179,8 +185,6 @@ class TrainConfig:
             raise ValueError("mesh_data is 0: it must be at least 1, or -1 for all devices")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate is {self.accumulate}: it must divide batch_size {self.batch_size}")
-        for name in ("data_dir", "init_from", "distill_from"):
-            check_mounted(name, getattr(self, name))
         if self.spike_budget is not None and self.neuron == "relu":
             raise ValueError("spike_budget: relu sends real numbers, not spikes; leave the budget out")
 
@@ -209,19 +213,6 @@ class TrainConfig:
         return steps
 
 
-def check_mounted(name: str, path: Path | None) -> None:
-    """Refuses a bucket's address, which a path would take for a folder here.
-
-    Raises:
-        ValueError: `gs://...` and the like.
-    """
-    scheme = str(path).partition(":/")[0]
-    if scheme in ("gs", "s3"):
-        raise ValueError(
-            f"{name} is {one_line(path)}: a bucket is not a folder; mount it, or use a disk that all hosts share"
-        )
-
-
 def as_json(config: TrainConfig) -> dict:
     """A config as JSON holds it.
 
@@ -229,7 +220,7 @@ def as_json(config: TrainConfig) -> dict:
     1
     """
     plain = dataclasses.asdict(config)
-    return {key: str(value) if isinstance(value, Path) else value for key, value in plain.items()} | {
+    return {key: str(value) if isinstance(value, PurePath) else value for key, value in plain.items()} | {
         "scales": list(config.scales)
     }
 

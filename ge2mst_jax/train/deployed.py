@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from ge2mst_jax.convert import DeployedNet, check_network, deploy, load_net
 from ge2mst_jax.convert.storage import CheckpointError
 from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches
 from ge2mst_jax.energy import SpikeCounter
+from ge2mst_jax.folders import folder, is_folder
 from ge2mst_jax.train.config import from_json
 from ge2mst_jax.train.restore import load_averaged
 from ge2mst_jax.train.scores import Scores, tally
@@ -34,13 +34,13 @@ def load_deployed(path, step: int | None = None) -> DeployedNet:
         CheckpointError: there is no such folder, or nothing in it can be read.
         ValueError: a step of a deployed network, which has none.
     """
-    path = Path(path)
-    if not path.is_dir():
+    path = folder(path)
+    if not is_folder(path):
         raise CheckpointError(
             f"no checkpoint at {path}: there is no such folder; give that of a training run or of a deployed network, "
             "e.g. runs/quickstart/checkpoint"
         )
-    if not (path / "checkpoints").is_dir():
+    if not is_folder(path / "checkpoints"):
         if step is not None:
             raise ValueError(f"step is {step}: {path} is no folder of a training run, which alone has steps")
         return load_net(path)

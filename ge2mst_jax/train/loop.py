@@ -19,10 +19,13 @@ from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import prefetch_to_device
 from ge2mst_jax.data.sources import open_source
 from ge2mst_jax.files import read_json, write_whole
+from ge2mst_jax.folders import exists, folder
+from ge2mst_jax.mirror import Mirror
 from ge2mst_jax.provenance import commit
-from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, exclusive, steps_in
-from ge2mst_jax.train.config import BEFORE, TrainConfig, as_json, check_mounted
+from ge2mst_jax.train.checkpoints import Checkpoints, check_same_run, steps_in
+from ge2mst_jax.train.config import BEFORE, TrainConfig, as_json
 from ge2mst_jax.train.evaluate import evaluate
+from ge2mst_jax.train.lock import exclusive
 from ge2mst_jax.train.machine import name_devices
 from ge2mst_jax.train.metrics import Reporter
 from ge2mst_jax.train.processes import largest
@@ -114,15 +117,14 @@ def train(config: TrainConfig, run_dir, console: Console | None = None) -> Train
 
     Args:
         config: of the run; the same as before where the folder holds a run already, but for `MAY_DIFFER`.
-        run_dir: gets `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+        run_dir: on a disk or in a bucket (gs://); gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`.
         console: to show progress on; process 0 alone does.
 
     Raises:
         ValueError: a wrong input, a folder in use or of another run.
         DivergedError: a loss or gradient that is not finite.
     """
-    run_dir = Path(run_dir)
-    check_mounted("run_dir", run_dir)
+    run_dir = folder(run_dir, "run_dir")
     console = console if console is not None and jax.process_index() == 0 else Console(quiet=True)
     source, test = (open_source(config.data, s, config.data_dir, config.on_corrupt) for s in ("train", "test"))
     image_shape = BatchPlan(1, decode=config.decode).shape(source)
@@ -145,7 +147,7 @@ def check_config(run_dir: Path, config: TrainConfig) -> None:
         ValueError: another one, a damaged `config.json`, or none beside the metrics of a run.
     """
     path = run_dir / "config.json"
-    if path.exists():
+    if exists(path):
         try:
             before = BEFORE | read_json(path)
         except ValueError as error:
@@ -158,7 +160,7 @@ def check_config(run_dir: Path, config: TrainConfig) -> None:
                 "mend it, or delete it (the checkpoints hold it too)"
             )
         check_same_run(before, now, MAY_DIFFER)
-    elif (run_dir / "metrics.jsonl").exists() and not steps_in(check_path(run_dir) / "checkpoints"):
+    elif exists(run_dir / "metrics.jsonl") and not steps_in(check_path(run_dir) / "checkpoints"):
         raise ValueError(
             f"{one_line(run_dir)} holds the metrics of a run whose config and checkpoints are gone: move metrics.jsonl "
             "away, or give another folder"
@@ -182,7 +184,7 @@ class _Loop:
         self.due = False
         """Whether the evaluation of the step to go on from was given up, and is to be made first."""
         self.best = -1.0
-        self.teach = None
+        self.teach = self.profile = None
         if self.config.distill_from is not None:
             self.teach, self.about["taught_by_step"] = teacher_of(setup, source.classes)
 
@@ -197,7 +199,7 @@ class _Loop:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         reporter = Reporter(
             self.run_dir, step, lines, self.total, config.batch_size, self.console, config.log_every_steps,
-            self._last_good,
+            self._last_good, self.still_there,
         )  # fmt: skip
         started = step
         with reporter, prefetch_to_device(batches, self.sharding, config.prefetch) as stream:
@@ -243,7 +245,7 @@ class _Loop:
 
     def _keep_config(self) -> None:
         path = self.run_dir / "config.json"
-        if jax.process_index() == 0 and not (path.exists() and read_json(path) == self.about["config"]):
+        if jax.process_index() == 0 and not (exists(path) and read_json(path) == self.about["config"]):
             write_whole(path, json.dumps(self.about["config"], indent=1) + "\n")
 
     def _batches(self):
@@ -270,7 +272,8 @@ class _Loop:
                 if accuracy > self.best:
                     saves, self.best, self.checkpoints.best = True, accuracy, step
         if saves or stop:
-            self.still_there()
+            reporter.sync()
+            self.still_there(True)
             about = self.about | {
                 "data": stream.get_state(), "commit": commit(), "best": self.best, "accuracy": accuracy,
                 "evaluation": self.evaluation, "metrics_lines": reporter.lines, "time": time.time(),
@@ -309,8 +312,10 @@ class _Loop:
     @contextlib.contextmanager
     def _profiled(self, step: int):
         if self.config.profile and step == PROFILED.start:
-            jax.profiler.start_trace(str(self.run_dir / "profile"))
+            self.profile = Mirror(self.run_dir / "profile")
+            jax.profiler.start_trace(str(self.profile.here))
         yield
         if self.config.profile and step == PROFILED.stop - 1:
             jax.profiler.stop_trace()
-            self._say(f"trace of {len(PROFILED)} steps: {self.run_dir / 'profile'}")
+            self.profile.__exit__(None)
+            self._say(f"trace of {len(PROFILED)} steps: {self.profile.path}")

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ge2mst_jax.checks import one_line
 from ge2mst_jax.files import write_whole
+from ge2mst_jax.folders import exists, folder, read
+from ge2mst_jax.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ class MetricsFile:
     Args:
         path: of the file.
         count: lines to go on after; those that follow are cut off.
+        here: the folder in which the file is to grow, where that is not its own (`Mirror`).
 
     Raises:
         ValueError: one of the lines before is damaged or missing; nothing is cut then.
@@ -47,9 +51,9 @@ class MetricsFile:
     [1, 2]
     """
 
-    def __init__(self, path: Path, count: int):
-        path = Path(path)
-        content = path.read_bytes() if path.exists() else None
+    def __init__(self, path, count: int, here: Path | None = None):
+        path = folder(path)
+        content = read(path) if exists(path) else None
         if content is None and count:
             log.warning("%s is gone: the lines before are missing", one_line(path))
             count = 0
@@ -62,7 +66,8 @@ class MetricsFile:
                 f"{one_line(path)} has {len(texts)} lines, not the {count} of the checkpoint to go on from: mend the "
                 "file, or move it away"
             )
-        write_whole(path, b"".join(text + b"\n" for text in texts))
+        kept, path = b"".join(text + b"\n" for text in texts), path if here is None else here / path.name
+        write_whole(path, kept)
         self.count = count
         """Lines written so far."""
         self._file = path.open("a", buffering=1)  # a line at a time
@@ -73,7 +78,7 @@ class MetricsFile:
         self.count += 1
 
     def sync(self) -> None:
-        """Until the lines are on the disk: a checkpoint counts on those before it."""
+        """Until the lines are on the disk."""
         os.fsync(self._file.fileno())
 
     def __enter__(self):
@@ -107,7 +112,7 @@ def read_metrics(path: Path) -> list[dict]:
     Raises:
         ValueError: any other line is damaged; names it.
     """
-    *texts, torn = Path(path).read_bytes().split(b"\n")
+    *texts, torn = read(folder(path)).split(b"\n")
     lines = [parsed(text) for text in texts]
     if None in lines:
         raise ValueError(damaged(path, lines.index(None) + 1))
@@ -174,9 +179,13 @@ class Reporter:
         log_every: steps between lines where there is no terminal, and the last ones of which images/s and the share of
             waiting for data are shown.
         last_good: returns the step of the latest checkpoint, for the error.
+        still_there: raises where the folder is not the run's any more.
     """
 
-    def __init__(self, run_dir, step, lines, total, batch_size, console: Console, log_every: int, last_good):
+    def __init__(
+        self, run_dir, step, lines, total, batch_size, console: Console, log_every: int, last_good,
+        still_there=lambda surely=False: None,
+    ):  # fmt: skip
         self._pending, self._last_good = None, last_good
         self._log_every, self._total = log_every, total
         self._writes = jax.process_index() == 0
@@ -187,9 +196,14 @@ class Reporter:
         if self._writes:
             from tensorboardX import SummaryWriter
 
-            self._file = MetricsFile(Path(run_dir) / "metrics.jsonl", lines)
-            board = Path(run_dir) / "tensorboard"
-            self._board = SummaryWriter(str(board), purge_step=step + 1 if step else None)
+            with contextlib.ExitStack() as opened:
+                self._mirror = opened.enter_context(Mirror(folder(run_dir), functools.partial(still_there, True)))
+                path, here = self._mirror.path / "metrics.jsonl", self._mirror.here
+                self._file = opened.enter_context(MetricsFile(path, lines, here))
+                board = str(here / "tensorboard")
+                self._board = SummaryWriter(board, purge_step=step + 1 if step else None, flush_secs=20)
+                opened.callback(self._board.close)
+                self._opened = opened.pop_all()
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal,
@@ -201,11 +215,10 @@ class Reporter:
             self._progress.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *raised):
         if self._writes:
             self._progress.stop()
-            self._board.close()
-            self._file.__exit__()
+            self._opened.__exit__(*raised)
 
     def step(self, step: int, metrics, batch, waited: float) -> None:
         """Hands over a step's metrics (arrays), its batch, and the seconds waited for data so far, in all."""
@@ -213,11 +226,15 @@ class Reporter:
         self._write(before)
 
     def flush(self) -> None:
-        """Waits for the last step handed over and writes it, onto the disk."""
+        """Waits for the last step handed over and writes it."""
         before, self._pending = self._pending, None
         self._write(before)
+
+    def sync(self) -> None:
+        """Until what was written is on the disk, or in the bucket: a checkpoint counts on it."""
         if self._writes:
             self._file.sync()
+            self._mirror.upload()
 
     @property
     def lines(self) -> int:

@@ -78,14 +78,19 @@ def test_help_lists_every_option(script):
         ("tpu_vm.sh", ["--tpu", "--zone", "z", "digits"], "--tpu needs a value"),
         ("tpu_vm.sh", [*TPU_VM, "--run-dir", "-x", "digits"], "--run-dir needs a value"),
         ("tpu_vm.sh", [*TPU_VM, "nope"], "unknown experiment 'nope'"),
-        ("tpu_vm.sh", [*TPU_VM, "--run-dir", "gs://bucket/run", "digits"], "--run-dir is 'gs://bucket/run'"),
+        ("tpu_vm.sh", [*TPU_VM, "--run-dir", "gs://bucket", "digits"], "--run-dir is 'gs://bucket': it must be an abs"),
+        ("tpu_vm.sh", [*TPU_VM, "--run-dir", "s3://bucket/run", "digits"], "--run-dir is 's3://bucket/run'"),
         ("tpu_vm.sh", [*TPU_VM, "--spot", "digits"], "--spot goes with --create"),
         ("gke_xpk.sh", ["digits"], "--cluster is missing"),
         ("gke_xpk.sh", GKE, "no experiment"),
         ("gke_xpk.sh", [*GKE, "--storage", "--image", "i", "digits"], "--storage needs a value"),
         ("gke_xpk.sh", [*GKE, "--restarts", "1" * 30, "digits"], "--restarts is '1"),
         ("gke_xpk.sh", [*GKE, "--workload", "Job_1", "digits"], "--workload is 'Job_1'"),
-        ("gke_xpk.sh", [*GKE, "--run-dir", "gs://bucket/run", "digits"], "--run-dir is 'gs://bucket/run'"),
+        (
+            "gke_xpk.sh",
+            [*GKE, "--run-dir", "gs://bucket", "digits"],
+            "--run-dir is 'gs://bucket': it must be an absolu",
+        ),
         ("gke_xpk.sh", [*GKE, "digits", "--data-dir", "it's"], "a quote in an option"),
         ("slurm.sh", ["digits"], "--run-dir is missing"),
         ("slurm.sh", SLURM, "no experiment"),
@@ -189,6 +194,12 @@ def test_tpu_vm_would_create_install_and_train(tmp_path):
 def test_tpu_vm_creates_nothing_unless_asked_to(tmp_path):
     found = dry_run("tpu_vm.sh", *TPU_VM, "digits", cwd=tmp_path)
     assert not any("queued-resources" in words for words in found)
+
+
+@pytest.mark.parametrize(("script", "options"), [("tpu_vm.sh", TPU_VM), ("gke_xpk.sh", GKE)])
+def test_run_goes_into_a_bucket(script, options, tmp_path):
+    lines = dry_run(script, *options, "--run-dir", "gs://b/r", "digits", cwd=tmp_path)
+    assert any("train.py digits --run-dir gs://b/r --coordinator auto" in word for line in lines for word in line)
 
 
 def test_gke_would_submit_one_workload(tmp_path):

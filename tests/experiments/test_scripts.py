@@ -247,7 +247,10 @@ def test_train_runs_an_experiment_by_its_name(tmp_path, capsys):
         (["digits", "--batch-sizes", "8"], "--batch-sizes"),
         (["digits", "--epochs", "many"], "many"),
         (["digits", "--data", "idx:nowhere"], "nowhere"),
-        (["digits", "--run-dir", "gs://bucket/run"], "run_dir is gs:/bucket/run: a bucket is not a folder"),
+        (
+            ["digits", "--run-dir", "s3://bucket/run"],
+            "run_dir is s3://bucket/run: of buckets only gs:// is known; mount",
+        ),
     ],
 )
 def test_train_refuses_what_it_does_not_know(arguments, says, capsys, tmp_path, monkeypatch):

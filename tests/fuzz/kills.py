@@ -29,6 +29,7 @@ from rich.progress import track
 
 from ge2mst_jax.report.sections import hardware, markdown, write_section
 from ge2mst_jax.train import TrainConfig
+from ge2mst_jax.train.checkpoints import steps_in
 from ge2mst_jax.train.command import run_command
 
 HERE = Path(__file__).parent
@@ -66,7 +67,7 @@ def config_of(steps: int) -> TrainConfig:
     )  # fmt: skip
 
 
-def start(run_dir: Path, config: TrainConfig) -> subprocess.Popen:
+def start(run_dir, config: TrainConfig) -> subprocess.Popen:
     """The run as a process of its own."""
     names = "steps batch_size warmup_epochs spike_budget drop_path checkpoint_every_epochs eval_every_epochs".split()
     options = [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(config, name)))]
@@ -93,13 +94,16 @@ def finish(process) -> tuple[int, list[str]]:
     return process.wait(), said
 
 
-def complete_steps(run_dir: Path) -> list[int]:
+def complete_steps(run_dir) -> list[int]:
     """Of the checkpoints that are there whole."""
-    return sorted(int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit())
+    return steps_in(run_dir / "checkpoints")
 
 
-def kill_until_complete(run_dir: Path, config, seconds: float, rng, most: int) -> tuple[int, list[str]]:
-    """`(kills, faults)` of one run: killed at random moments, `most` times at most, then left to end."""
+def kill_until_complete(run_dir, config, seconds: float, rng, most: int, look=lambda: []) -> tuple[int, list[str]]:
+    """`(kills, faults)` of one run: killed at random moments, `most` times at most, then left to end.
+
+    `look` is asked after each sitting for what is wrong with what it left.
+    """
     kills, faults = 0, []
     while True:
         before = complete_steps(run_dir)
@@ -124,7 +128,7 @@ def kill_until_complete(run_dir: Path, config, seconds: float, rng, most: int) -
         if kills < most:
             timer.cancel()
             timer.join()
-        faults += told_faults(said, before)
+        faults += told_faults(said, before) + look()
         if killed.is_set():
             kills += 1
         elif status == 0:

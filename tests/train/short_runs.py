@@ -16,14 +16,15 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 from rich.console import Console
 
 from ge2mst_jax.data import load_digits
+from ge2mst_jax.folders import folder, in_bucket, names_in
 from ge2mst_jax.train import Checkpoints, TrainConfig, read_metrics, set_up, train
+from ge2mst_jax.train.checkpoints import steps_in
 from ge2mst_jax.train.distributed import initialize
 
 EXAMPLES = len(load_digits().train_images)
@@ -100,7 +101,7 @@ def together(start_one, count: int):
     ]
 
 
-def end_itself(how: str, step: int, run_dir: Path) -> None:
+def end_itself(how: str, step: int, run_dir) -> None:
     """Arranges the end of this process."""
     from ge2mst_jax.train import metrics
 
@@ -113,17 +114,19 @@ def end_itself(how: str, step: int, run_dir: Path) -> None:
     def report_and_end(self, now, *rest):
         report(self, now, *rest)
         if now == step:
-            while number == signal.SIGKILL and not (run_dir / f"checkpoints/{step - step % EVERY}").is_dir():
+            while number == signal.SIGKILL and step - step % EVERY not in steps_in(run_dir / "checkpoints"):
                 time.sleep(0.01)  # the save before it is to be whole: `in_save` is for the others
             os.kill(os.getpid(), number)
 
     metrics.Reporter.step = report_and_end
 
 
-def kill_while_saving(folder: Path, step: int) -> None:
-    """SIGKILL as soon as the temporary folder of a checkpoint holds a file."""
+def kill_while_saving(directory, step: int) -> None:
+    """SIGKILL as soon as the temporary folder of a checkpoint holds a file; in a bucket it has its final name."""
     while True:
-        for part in folder.glob(f"{step}.*"):
+        if in_bucket(directory) and names_in(directory / str(step)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        for part in () if in_bucket(directory) else directory.glob(f"{step}.*"):
             if any(path.is_file() for path in part.rglob("*")):
                 os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.0005)
@@ -134,7 +137,7 @@ def main() -> None:
     config = short(**json.loads(changes))
     initialize(config)
     if end:
-        end_itself(end[0], int(end[1]), Path(run_dir))
+        end_itself(end[0], int(end[1]), folder(run_dir))
     trained = train(config, run_dir, Console())
     if trained.signal is not None:
         sys.exit(128 + trained.signal)

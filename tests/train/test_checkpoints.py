@@ -17,7 +17,8 @@ import pytest
 from ge2mst_jax import checkpoint
 from ge2mst_jax.checkpoint import METADATA, CheckpointError, DamagedError, reason
 from ge2mst_jax.train import Checkpoints, read_about, read_state
-from ge2mst_jax.train.checkpoints import check_same_run, exclusive, steps_in
+from ge2mst_jax.train.checkpoints import check_same_run, steps_in
+from ge2mst_jax.train.lock import exclusive
 
 ABOUT = {
     "config": {"seed": 0}, "image_shape": [8, 8, 1], "classes": ["a", "b"], "examples": 10, "data": {"step": 0},

@@ -31,8 +31,16 @@ from ge2mst_jax.train.loop import check_config
         ({"batch_size": 10, "accumulate": 4}, "accumulate is 4: it must divide batch_size 10"),
         ({"remat": "all"}, "unknown remat 'all': known are none"),
         ({"spike_budget": 9.0}, "spike_budget is 9.0: it must be a number above 0 and at most 8"),
-        ({"data_dir": Path("gs://bucket/data")}, "data_dir is gs:/bucket/data: a bucket is not a folder"),
-        ({"init_from": Path("gs://bucket/run")}, "init_from is gs:/bucket/run: a bucket is not a folder"),
+        (
+            {"data_dir": Path("gs://bucket/data")},
+            "data_dir is gs://bucket/data: data are not read from a bucket",
+        ),
+        ({"init_from": Path("s3://bucket/run")}, "init_from is s3://bucket/run: of buckets only gs:// is known"),
+        (
+            {"distill_from": "gs://bucket"},
+            "distill_from is gs://bucket: name a folder in a bucket",
+        ),
+        ({"init_from": 3}, "init_from is 3: it must be a Path"),
         ({"spike_budget": 0.3, "neuron": "relu"}, "spike_budget: relu sends real numbers, not spikes"),
         ({"neuron": "perceptron"}, "unknown neuron 'perceptron': known are expg"),
         ({"attention": "softmax"}, "unknown attention 'softmax': known are gw_ssa, ssa, sdsa, sdsa_v1, qk_token$"),

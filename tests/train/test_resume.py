@@ -11,7 +11,8 @@ import pytest
 from short_runs import EVERY, STEPS, finish, lines_of, short, start, state_of
 
 from ge2mst_jax.train import loop, metrics, train
-from ge2mst_jax.train.checkpoints import exclusive, read_run
+from ge2mst_jax.train.checkpoints import read_run
+from ge2mst_jax.train.lock import exclusive
 
 pytestmark = pytest.mark.slow
 
