@@ -12,11 +12,10 @@ from ge2mst_jax.convert import LOSSLESS, certify, deploy, rate_coded
 from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.data import BatchPlan
 from ge2mst_jax.energy import CONVENTIONS, energy
-from ge2mst_jax.nn import NeuronRecord
+from ge2mst_jax.nn import TIMED, NeuronRecord
 from ge2mst_jax.report import differing
 from ge2mst_jax.train.deployed import count_over, first_images
 from ge2mst_jax.train.metrics import read_metrics
-from harness.rows import TIMED
 from harness.timing import medians, temporary_bytes, training_step
 
 #: Steps of a rate-coded run, and images that it is measured on.

@@ -7,11 +7,10 @@ from train import load_config
 
 from ge2mst_jax.checks import one_line
 from ge2mst_jax.files import read_json
+from ge2mst_jax.nn import TIMED
 from ge2mst_jax.spiking import SpikeCode
 from ge2mst_jax.train import TrainConfig
 
-#: Neurons that fire at every step, as they were trained.
-TIMED = ("if", "lif", "plif")
 #: One recipe for all rows: half an epoch of Fashion-MNIST.
 EPOCHS = 0.5
 RECIPE = dataclasses.replace(

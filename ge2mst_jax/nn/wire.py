@@ -22,7 +22,7 @@ QK_CODE = SpikeCode.parse("1x2")
 EXECUTIONS = ("training", "dense", "spiking")
 CAPTURES = ("none", "counts", "levels")
 DTYPES = ("float32", "bfloat16", "float16")
-#: name: what it is. The first three send levels in one pass, the last three fire at every step.
+#: name: what it is. The first three send levels in one pass.
 NEURONS = {
     "expg": "ExpG-IF: grouped exponential code, one-pass twin, lossless",
     "qcfs": "QCFS: the activation of ANN-SNN conversion in one pass; run as integrate-and-fire it is rate-coded, lossy",
@@ -32,6 +32,8 @@ NEURONS = {
     "lif": "leaky integrate-and-fire, STBP",
     "plif": "leaky integrate-and-fire with a learned leak, STBP",
 }
+#: Neurons that fire at every step, as they were trained.
+TIMED = ("if", "lif", "plif")
 
 
 class AttentionKind(NamedTuple):

@@ -10,6 +10,7 @@ from ge2mst_jax.checks import shown
 from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
+from ge2mst_jax.nn import TIMED
 from ge2mst_jax.train.from_ann import BATCHES, of_other_codes, spiking_start
 from ge2mst_jax.train.restore import load_averaged
 from ge2mst_jax.train.setup import Setup
@@ -85,8 +86,10 @@ def from_another_run(setup: Setup, state: TrainState, classes, batches, say) -> 
             f"init_from: {config.init_from} is a run of relu neurons, whose activations give thresholds to "
             f"{' and '.join(LEARNED)} neurons, not to {config.neuron}"
         )
-    fitted = fit_to(given, state.ema, about, list(classes), config.init_from, from_ann, say)
-    if changed := from_ann or [name for name in COMPUTED if getattr(found, name) != getattr(model, name)]:
+    anew = others(about, list(classes), config.data)
+    fitted = fit_to(given, state.ema, about, anew, config.init_from, from_ann, say)
+    fields = [name for name in COMPUTED if name != "lif" or model.neuron in TIMED]
+    if changed := from_ann or [name for name in fields if getattr(found, name) != getattr(model, name)]:
         with prefetch_to_device(batches(), batch_sharding(mesh), 1) as stream:
             images = [next(stream)["image"] for _ in range(BATCHES)]
     if from_ann:
@@ -103,15 +106,26 @@ def from_another_run(setup: Setup, state: TrainState, classes, batches, say) -> 
     )
 
 
-def fit_to(given, initial, about: dict, classes: list, path, from_ann: bool, say) -> dict:
-    """Another run's variables as those of this one; `initial`'s where the other's have no meaning here.
+def others(about: dict, classes: list[str], data: str) -> bool:
+    """Whether classes are others than those of another run: by name; numbers are names within one data set alone.
+
+    >>> about = {"classes": ["0", "1"], "config": {"data": "digits"}}
+    >>> others(about, ["0", "1"], "digits"), others(about, ["0", "1"], "folder:clothes")
+    (False, True)
+    """
+    numbers = all(name.isdecimal() for name in classes)
+    return about["classes"] != classes or (numbers and about["config"]["data"] != data)
+
+
+def fit_to(given, initial, about: dict, anew: bool, path, from_ann: bool, say) -> dict:
+    """Another run's variables as those of this one; `initial`'s where the other's have no meaning here, as the head
+    where it starts `anew`.
 
     Raises:
         ValueError: names what else differs.
     """
-    anew = about["classes"] != classes
     if anew:
-        say(f"the head starts anew: {len(classes)} classes, other than the {len(about['classes'])} of {path}")
+        say(f"the head starts anew: the {len(about['classes'])} classes of {path} are others")
     given, wanted = (traverse_util.flatten_dict(tree, sep="/") for tree in (given, initial))
     if from_ann:
         wanted = {name: like for name, like in wanted.items() if not name.endswith("/raw")}

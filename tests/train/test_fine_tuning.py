@@ -17,11 +17,11 @@ from ge2mst_jax.data import AugmentConfig
 from ge2mst_jax.train import TrainConfig, as_json, init_state, learning_rate, make_optimizer, train, train_step
 from ge2mst_jax.train.from_ann import neuron_layers, of_other_codes
 from ge2mst_jax.train.loop import check_config
-from ge2mst_jax.train.start import STEM, fit_channels, fit_to
+from ge2mst_jax.train.start import STEM, fit_channels, fit_to, others
 from ge2mst_jax.train.step import decayed, trained
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-ABOUT = {"classes": ["a", "b"], "config": {"model": "ge2mst_nano", "neuron": "expg"}}
+ABOUT = {"classes": ["a", "b"], "config": {"model": "ge2mst_nano", "neuron": "expg", "data": "folder:a"}}
 
 
 def network(fill, classes=2, channels=1, **more):
@@ -39,7 +39,8 @@ def network(fill, classes=2, channels=1, **more):
 
 def fitted(given, initial, classes=("a", "b"), from_ann=False):
     said = []
-    made = fit_to(given, initial, ABOUT, list(classes), "runs/other", from_ann, said.append)
+    anew = others(ABOUT, list(classes), "folder:b")
+    made = fit_to(given, initial, ABOUT, anew, "runs/other", from_ann, said.append)
     return traverse_util.flatten_dict(made, sep="/"), said
 
 
@@ -52,7 +53,7 @@ def test_everything_is_copied_where_nothing_differs():
 def test_the_head_starts_anew_where_classes_are_others(classes):
     made, said = fitted(network(1.0), network(2.0, len(classes)), classes)
     assert {name for name, array in made.items() if array.mean() == 2} == {"params/head/kernel", "params/head/bias"}
-    assert said == [f"the head starts anew: {len(classes)} classes, other than the 2 of runs/other"]
+    assert said == ["the head starts anew: the 2 classes of runs/other are others"]
 
 
 def test_a_stem_is_fitted_to_colour_and_back():
@@ -196,7 +197,7 @@ def test_a_run_takes_over_another_of_other_classes_codes_and_colours(tmp_path, c
     )
     made = train(config, tmp_path / "b", Console())
     says = " ".join(capsys.readouterr().out.split())
-    for part in ("the head starts anew: 3 classes", "1 channels of", "other code", "resume order 2 of 3"):
+    for part in ("the head starts anew: the 10 classes", "1 channels of", "other code", "resume order 2 of 3"):
         assert part in says
     assert made.state.params["head"]["kernel"].shape == (48, 3)
 
