@@ -160,7 +160,8 @@ class Conversion:
         epochs = self.options.finetune_epochs
         config = dataclasses.replace(
             self.config, neuron="expg", code=code, qk_code=self.options.qk_code, init_from=self.options.run, steps=None,
-            epochs=max(epochs, 1e-6), warmup_epochs=0.1 * epochs, distill_from=None, seed=self.config.seed + 1,
+            epochs=max(epochs, 1e-6), warmup_epochs=0.1 * epochs, distill_from=None, freeze=None, extra_steps=0,
+            seed=self.config.seed + 1,
             base_learning_rate=self.options.finetune_rate * self.config.base_learning_rate,
         )  # fmt: skip
         decay = 1 - 10 / config.num_steps(len(self.train))  # the average forgets in a tenth of the run

@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 #: Where the scripts lie: installed with the package, or beside it in a checkout.
 FOLDERS = HERE / "experiments", HERE.parent / "experiments"
 #: Modules that the extra `experiments` brings, and the scripts import.
-NEEDED = ("tyro", "grain", "dm_pix", "tensorboardX", "matplotlib", "tensorflow_datasets")
+NEEDED = ("tyro", "grain", "dm_pix", "PIL", "sklearn", "tensorboardX", "matplotlib", "flatbuffers")
 
 
 def script_of(command: str) -> Path:
@@ -33,6 +33,7 @@ def main() -> None:
     command = Path(sys.argv[0]).stem
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
-        print(f"{command}: it needs {', '.join(absent)}: pip install 'ge2mst-jax[experiments]'", file=sys.stderr)
+        says = "install ge2mst_jax with its extra 'experiments' (in a checkout: pip install '.[experiments]')"
+        print(f"{command}: it needs {', '.join(absent)}: {says}", file=sys.stderr)
         sys.exit(2)
     os.execv(sys.executable, [sys.executable, str(script_of(command)), *sys.argv[1:]])

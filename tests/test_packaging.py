@@ -125,7 +125,7 @@ def test_a_command_without_its_extra_says_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         commands.main()
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "ge2mst-train: it needs not_there: pip install 'ge2mst-jax[experiments]'\n"
+    assert capsys.readouterr().err.startswith("ge2mst-train: it needs not_there: install ge2mst_jax with its extra")
 
 
 @pytest.mark.slow

@@ -8,15 +8,23 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 tests=true
-if [ "${1:-}" = --wheel-only ]; then tests=false; shift; fi
-[ $# -gt 0 ] || set -- 3.11 3.12 3.13
+versions=()
+for argument in "$@"; do
+    case $argument in
+        --wheel-only) tests=false ;;
+        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; exit ;;
+        3.[0-9]*) versions+=("$argument") ;;
+        *) echo "versions.sh: $argument is no version such as 3.12 (--help)" >&2; exit 2 ;;
+    esac
+done
+[ ${#versions[@]} -gt 0 ] || versions=(3.11 3.12 3.13)
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 find_python() {  # prints the interpreter of a version, nothing where there is none
     local path
-    for path in "$(command -v "python$1" || true)" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
+    for path in "$(command -v "python$1" || true)" "${HOME:-/}"/.pyenv/versions/"$1".*/bin/python; do
         if [ -x "$path" ] && "$path" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
             echo "$path"
             return
@@ -30,7 +38,7 @@ readme_example() {  # the README's first Python block
 
 wheel=
 found=0
-for version in "$@"; do
+for version in "${versions[@]}"; do
     python=$(find_python "$version")
     if [ -z "$python" ]; then
         echo "Python $version: not found, left out" >&2
@@ -55,5 +63,5 @@ for version in "$@"; do
     (cd "$work" && readme_example | JAX_PLATFORMS=cpu "$work/empty-$version/bin/python" -)
     rm -rf "$clone" "$work/empty-$version"
 done
-[ "$found" -gt 0 ] || { echo "none of Python $* was found: install one, or put pythonX.Y on PATH" >&2; exit 2; }
-echo "passed with $found of the Pythons $*"
+[ "$found" -gt 0 ] || { echo "none of Python ${versions[*]} was found: install one, or put pythonX.Y on PATH" >&2; exit 2; }
+echo "passed with $found of the Pythons ${versions[*]}"

@@ -185,6 +185,8 @@ class TrainConfig:
             raise ValueError("mesh_data is 0: it must be at least 1, or -1 for all devices")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate is {self.accumulate}: it must divide batch_size {self.batch_size}")
+        if self.extra_steps and not self.final_learning_rate:
+            raise ValueError("extra_steps: final_learning_rate is 0, so that they would train nothing: leave them out")
         if self.spike_budget is not None and self.neuron == "relu":
             raise ValueError("spike_budget: relu sends real numbers, not spikes; leave the budget out")
 
@@ -209,7 +211,11 @@ class TrainConfig:
         """
         steps = self.steps if self.steps is not None else max(1, self.in_steps(self.epochs, examples))
         if steps + self.extra_steps > _MOST:
-            raise ValueError(f"epochs is {self.epochs}: that is {steps + self.extra_steps} steps, more than {_MOST}")
+            name = "epochs" if self.steps is None else "steps"
+            raise ValueError(
+                f"{name} is {getattr(self, name)} and extra_steps {self.extra_steps}: that is "
+                f"{steps + self.extra_steps} steps, more than {_MOST}"
+            )
         return steps
 
 

@@ -203,6 +203,10 @@ class _Loop:
         )  # fmt: skip
         started = step
         with reporter, prefetch_to_device(batches, self.sharding, config.prefetch) as stream:
+            if step > self.total:
+                self._say(
+                    f"the run is at step {step}, past the {self.total} that are asked for: there is nothing to do"
+                )
             stop = self._look_up(step, state, reporter, stream, 0) if self.due else 0
             while step < self.total and not stop:
                 with self._profiled(step - started):
@@ -239,7 +243,11 @@ class _Loop:
         return 0, state, None, 0
 
     def _check(self, about: dict) -> None:
-        """Refuses a checkpoint of another run."""
+        """Refuses a checkpoint of another run; what it started from and was taught by stays as it was."""
+        self.about["config"]["init_from"] = about["config"]["init_from"]
+        taught_by = about.get("taught_by_step")
+        if self.teach is not None and isinstance(taught_by, int) and taught_by != self.about["taught_by_step"]:
+            self.teach, self.about["taught_by_step"] = teacher_of(self.setup, self.source.classes, taught_by)
         check_same_run(BEFORE | about["config"], self.about["config"], MAY_DIFFER)
         check_same_run({field: about[field] for field in self.about}, self.about, {"config"})
 

@@ -1,5 +1,7 @@
 """The averaged network of a run's checkpoint, for evaluation, deployment and fine-tuning."""
 
+import dataclasses
+
 import jax
 
 from ge2mst_jax.train.checkpoints import read_about, read_arrays
@@ -25,5 +27,8 @@ def load_averaged(run_dir, which: int | str = "best", mesh=None):
     """
     path, about = read_about(run_dir, which)
     mesh = make_mesh(1, 1, jax.devices()[:1]) if mesh is None else mesh
-    made = set_up(from_json(about["config"]), about["image_shape"], len(about["classes"]), about["examples"], mesh)
+    config = from_json(about["config"])
+    parts = mesh.shape["data"]  # its batches need not fit this mesh: none is made
+    config = dataclasses.replace(config, batch_size=-(-config.batch_size // parts) * parts, accumulate=1)
+    made = set_up(config, about["image_shape"], len(about["classes"]), about["examples"], mesh)
     return made.model, read_arrays(path, about, made.abstract_state).ema, about

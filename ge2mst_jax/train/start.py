@@ -1,6 +1,8 @@
 """Where a run starts when it is not from a seed: the averaged network of another run."""
 
 import functools
+import logging
+import os
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ from ge2mst_jax.train.setup import Setup
 from ge2mst_jax.train.sharding import batch_sharding, replicated
 from ge2mst_jax.train.step import TrainState, teach
 
+log = logging.getLogger(__name__)
+
 #: Neurons that learn a threshold, which a network of relu neurons gives them to start with.
 LEARNED = ("expg", "qcfs")
 #: Fields of a network that change what it computes, and none of its parameters.
@@ -31,19 +35,20 @@ def batches_of(setup: Setup, source):
     return train_batches(source, plan, config.seed)
 
 
-def teacher_of(setup: Setup, classes):
+def teacher_of(setup: Setup, classes, which: int | str = "best"):
     """`(teach, step)`: the teacher of a run, `(step, batch, key) -> logits`, and of which step its network is.
 
     Args:
         setup: of the run; its config has `distill_from`.
         classes: names of the run's classes, in order.
+        which: of the teacher's checkpoints.
 
     Raises:
         CheckpointError: no such run.
         ValueError: a teacher of other images or classes.
     """
     config, mesh = setup.config, setup.mesh
-    model, variables, about = load_averaged(config.distill_from, mesh=mesh)
+    model, variables, about = load_averaged(config.distill_from, which, mesh)
     for what, its, ours in (
         ("images", tuple(about["image_shape"]), tuple(setup.image_shape)),
         ("classes", about["classes"], list(classes)),
@@ -52,6 +57,12 @@ def teacher_of(setup: Setup, classes):
             raise ValueError(
                 f"distill_from: the network of {config.distill_from} knows {what} {shown(its)}, not {shown(ours)}"
             )
+    if others(about, list(classes), config.data):
+        log.warning(
+            "%s, the teacher, was trained on %s: its classes have the same numbers, but are they the same?",
+            config.distill_from,
+            about["config"]["data"],
+        )
     model = model.clone(capture="none", drop_path=0.0)
     # Its variables are an argument: as constants they would be compiled into the program.
     logits = jax.jit(functools.partial(teach, model=model, config=config), out_shardings=batch_sharding(mesh))
@@ -89,7 +100,8 @@ def from_another_run(setup: Setup, state: TrainState, classes, batches, say) -> 
     anew = others(about, list(classes), config.data)
     fitted = fit_to(given, state.ema, about, anew, config.init_from, from_ann, say)
     fields = [name for name in COMPUTED if name != "lif" or model.neuron in TIMED]
-    if changed := from_ann or [name for name in fields if getattr(found, name) != getattr(model, name)]:
+    changed = [name for name in fields if getattr(found, name) != getattr(model, name)]
+    if changed:
         with prefetch_to_device(batches(), batch_sharding(mesh), 1) as stream:
             images = [next(stream)["image"] for _ in range(BATCHES)]
     if from_ann:
@@ -97,6 +109,7 @@ def from_another_run(setup: Setup, state: TrainState, classes, batches, say) -> 
         say(f"thresholds of {config.neuron} neurons from the activations of {BATCHES} batches in a network of relu")
     elif changed:
         fitted = of_other_codes(found, fitted, model, images)
+    if changed:
         say(f"other {', '.join(changed)}: BatchNorm's statistics are those of {BATCHES} batches")
     copies = jax.tree.map(lambda new, like: jax.device_put(new, like.sharding), fitted, state.ema)
     return state.replace(
@@ -114,7 +127,19 @@ def others(about: dict, classes: list[str], data: str) -> bool:
     (False, True)
     """
     numbers = all(name.isdecimal() for name in classes)
-    return about["classes"] != classes or (numbers and about["config"]["data"] != data)
+    return about["classes"] != classes or (numbers and data_set(about["config"]["data"]) != data_set(data))
+
+
+def data_set(data: str) -> str:
+    """A data set's address, however it is spelled: folders by where they are, TFDS sets without their version.
+
+    >>> data_set("tfds:mnist:3.0.1"), data_set("folder:/a/../b/")
+    ('tfds:mnist', 'folder:/b')
+    """
+    kind, _, place = data.partition(":")
+    if kind in ("folder", "idx"):
+        return f"{kind}:{os.path.realpath(place)}"
+    return ":".join(data.split(":")[:2])
 
 
 def fit_to(given, initial, about: dict, anew: bool, path, from_ann: bool, say) -> dict:

@@ -43,7 +43,7 @@ def trained(params, freeze: str | None = None):
         found = traverse_util.path_aware_map(
             lambda path, _: freeze is None or not re.search(freeze, "/".join(path)), params
         )
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"freeze is {shown(freeze)}: no regular expression ({error})") from error
     leaves = jax.tree.leaves(found)
     if freeze is not None and (all(leaves) or not any(leaves)):

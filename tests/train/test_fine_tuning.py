@@ -144,7 +144,12 @@ def test_frozen_parameters_stay_and_the_others_do_not():
 
 @pytest.mark.parametrize(
     ("freeze", "says"),
-    [("(", "no regular expression"), ("stage_9", "found in no parameter's path"), (".", "nothing is left to train")],
+    [
+        ("(", "no regular expression"),
+        ("a{99999999999}", "no regular expression"),
+        ("stage_9", "found in no parameter's path"),
+        (".", "nothing is left to train"),
+    ],
 )
 def test_an_expression_that_freezes_nothing_or_all_is_refused(freeze, says):
     params = {"stage_0": {"kernel": 1}, "head": {"bias": 2}}
@@ -161,6 +166,29 @@ def test_the_rate_stays_at_its_last_after_the_schedule():
     np.testing.assert_allclose([rate(16), rate(17), rate(115)], [config.final_learning_rate * config.learning_rate] * 3)
 
 
+def test_extra_steps_that_would_train_nothing_are_refused():
+    with pytest.raises(ValueError, match="extra_steps: final_learning_rate is 0"):
+        TrainConfig(extra_steps=1, final_learning_rate=0.0)
+    with pytest.raises(ValueError, match="steps is 4 and extra_steps 2147483647: that is 2147483651 steps, more"):
+        TrainConfig(steps=4, extra_steps=2**31 - 1).num_steps(10)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "other"),
+    [
+        ("digits", "digits", False),
+        ("folder:a", "folder:b", True),
+        ("folder:a/../b", "folder:./b/", False),
+        ("tfds:mnist", "tfds:mnist:3.0.1", False),
+        ("tfds:mnist", "tfds:fashion_mnist", True),
+    ],
+)
+def test_numbers_are_the_same_classes_in_one_data_set_alone(before, now, other):
+    about = {"classes": ["0", "1"], "config": {"data": before}}
+    assert others(about, ["0", "1"], now) == other
+    assert not others(about | {"classes": ["cat", "dog"]}, ["cat", "dog"], now)
+
+
 def test_a_run_of_before_a_field_is_gone_on_with(tmp_path):
     train_config = TrainConfig()
     before = {name: value for name, value in as_json(train_config).items() if name not in ("freeze", "extra_steps")}
@@ -171,7 +199,7 @@ def test_a_run_of_before_a_field_is_gone_on_with(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_goes_on_as_one_that_had_the_steps_from_the_start(tmp_path):
+def test_a_finished_run_goes_on_as_one_that_had_the_steps_from_the_start(tmp_path, capsys):
     assert train(short(), tmp_path / "a").complete
     extended = train(short(extra_steps=3), tmp_path / "a")
     at_once = train(short(extra_steps=3), tmp_path / "b")
@@ -179,8 +207,10 @@ def test_a_finished_run_goes_on_as_one_that_had_the_steps_from_the_start(tmp_pat
     assert int(extended.state.step) == STEPS + 3
     assert lines_of(tmp_path / "a") == lines_of(tmp_path / "b")
     assert json.loads((tmp_path / "a/config.json").read_text())["extra_steps"] == 3
-    shortened = train(short(), tmp_path / "a")  # done already
+    shortened = train(short(init_from=tmp_path / "b"), tmp_path / "a", Console())  # done already
     assert int(shortened.state.step) == STEPS + 3
+    assert "the run is at step 15, past the 12 that are asked for" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "a/config.json").read_text())["init_from"] is None  # it started from its seed
 
 
 @pytest.mark.slow
