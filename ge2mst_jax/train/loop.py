@@ -204,9 +204,7 @@ class _Loop:
         started = step
         with reporter, prefetch_to_device(batches, self.sharding, config.prefetch) as stream:
             if step > self.total:
-                self._say(
-                    f"the run is at step {step}, past the {self.total} that are asked for: there is nothing to do"
-                )
+                self._say(f"the run is at step {step}, past the {self.total} that are asked for: nothing is to be done")
             stop = self._look_up(step, state, reporter, stream, 0) if self.due else 0
             while step < self.total and not stop:
                 with self._profiled(step - started):
@@ -244,7 +242,7 @@ class _Loop:
 
     def _check(self, about: dict) -> None:
         """Refuses a checkpoint of another run; what it started from and was taught by stays as it was."""
-        self.about["config"]["init_from"] = about["config"]["init_from"]
+        self.about["config"]["init_from"] = about["config"].get("init_from")
         taught_by = about.get("taught_by_step")
         if self.teach is not None and isinstance(taught_by, int) and taught_by != self.about["taught_by_step"]:
             self.teach, self.about["taught_by_step"] = teacher_of(self.setup, self.source.classes, taught_by)

@@ -22,7 +22,7 @@ def converted(run_dir, *arguments):
 
 @pytest.mark.slow
 def test_an_ann_becomes_a_network_for_each_code_and_goes_on_where_it_was(tmp_path, capsys):
-    train(TrainConfig(neuron="relu", **SHORT), tmp_path / "ann")
+    train(TrainConfig(neuron="relu", extra_steps=2, freeze="^stage_0/", **SHORT), tmp_path / "ann")
     arguments = ("--codes", "1x4", "--finetune-epochs", 0.1)
     status, found = converted(tmp_path / "ann", *arguments)
     said, wrong = capsys.readouterr()
@@ -35,6 +35,8 @@ def test_an_ann_becomes_a_network_for_each_code_and_goes_on_where_it_was(tmp_pat
     net = load_net(folder / "network")
     assert (net.digest, str(net.model.code), net.about["data"]) == (row["digest"], "1x4", "digits")
     assert (folder / "report.html").is_file()
+    config = json.loads((folder / "run" / "config.json").read_text())
+    assert (config["extra_steps"], config["freeze"]) == (0, None)  # those were the ANN's
     again = converted(tmp_path / "ann", *arguments)[1]
     assert "resume order 1 of 3" in capsys.readouterr().out
     assert again == found

@@ -76,6 +76,9 @@ def test_a_run_learns_from_another(tmp_path):
     losses = {name: [line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]
               for name in runs}  # fmt: skip
     assert losses["one"] == losses["two"] != losses["labels"]
+    longer = dict(eval_every_epochs=1e-6, extra_steps=1)  # of the teacher: its best may be another step then
+    train(TrainConfig(neuron="relu", **SHORT | longer), tmp_path / "ann")
+    assert train(TrainConfig(**taught, distill_weight=0.5, extra_steps=1), tmp_path / "two").complete
     with pytest.raises(ValueError, match=re.escape("the run in this folder has distill_weight 0.5, not 0.0")):
         train(TrainConfig(**taught, distill_weight=0.0), tmp_path / "one")
 
@@ -90,5 +93,5 @@ def test_teachers_of_other_classes_or_none_are_refused(tmp_path, monkeypatch):
         train(TrainConfig(distill_from=tmp_path / "ann", **SHORT), tmp_path / "b")
 
 
-def other_classes(run_dir, mesh):
+def other_classes(run_dir, which, mesh):
     return None, None, {"image_shape": [8, 8, 1], "classes": ["cat"], "step": 1}
