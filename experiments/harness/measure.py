@@ -19,9 +19,10 @@ from ge2mst_jax.train.metrics import read_metrics
 from harness.timing import medians, temporary_bytes, training_step
 
 #: Steps of a rate-coded run, and images that it is measured on.
-RATE_STEPS, RATE_IMAGES = (2, 4, 8, 16, 32, 64), 2_000
+RATE_STEPS, RATE_IMAGES = (2, 4, 8, 16, 32, 64), 1_000
 CERTIFIED, CALIBRATED = 200, 500
-BATCH = 100
+#: Images at a time, and times their steps where they are rate-coded: 100 images of 64 steps take 8 GB.
+BATCH, RATE_BATCH = 100, 800
 
 
 def cost(config, image_shape, classes: int, rounds: int = 5) -> dict:
@@ -105,8 +106,11 @@ def executions(config, model, variables, image_shape, train, test, console) -> d
     variables = jax.device_put(variables)
     if config.neuron == "qcfs":
         ann, _ = runner.counted(functools.partial(forward, model, variables), "test, as trained", RATE_IMAGES)
-        rated = [functools.partial(forward, rate_coded(model, steps), variables) for steps in RATE_STEPS]
-        runs = [runner.executed(*made, True, RATE_IMAGES) for made in zip(rated, RATE_STEPS, strict=True)]
+        runs = []
+        for steps in RATE_STEPS:
+            rated = functools.partial(forward, rate_coded(model, steps), variables)
+            runner.plan = dataclasses.replace(plan, batch_size=min(BATCH, RATE_BATCH // steps))
+            runs.append(runner.executed(rated, steps, True, RATE_IMAGES))
         return {"executed": runs, "dense": ann}
     timed = config.neuron in TIMED
     return {"executed": [runner.executed(functools.partial(forward, model, variables), timed * model.num_steps, timed)]}
