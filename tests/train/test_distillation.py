@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from tiny_networks import random_images, random_variables, tiny_model
 
 from ge2mst_jax.data import AugmentConfig
 from ge2mst_jax.data.augment import augment
-from ge2mst_jax.train import TrainConfig, read_metrics, train
+from ge2mst_jax.train import TrainConfig, read_about, read_metrics, train
 from ge2mst_jax.train.step import TEMPERATURE, distance, gradients_of, init_state, make_optimizer, teach
 
 SHAPE = (4, 4, 2)
@@ -76,9 +77,14 @@ def test_a_run_learns_from_another(tmp_path):
     losses = {name: [line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]
               for name in runs}  # fmt: skip
     assert losses["one"] == losses["two"] != losses["labels"]
-    longer = dict(eval_every_epochs=1e-6, extra_steps=1)  # of the teacher: its best may be another step then
-    train(TrainConfig(neuron="relu", **SHORT | longer), tmp_path / "ann")
-    assert train(TrainConfig(**taught, distill_weight=0.5, extra_steps=1), tmp_path / "two").complete
+    longer = SHORT | dict(eval_every_epochs=1e-6, extra_steps=12, keep=20)
+    train(TrainConfig(neuron="relu", **longer), tmp_path / "ann")
+    assert read_about(tmp_path / "ann")[1]["step"] != 4  # another is its best now, and the student keeps to its own
+    student = TrainConfig(**taught, distill_weight=0.5, extra_steps=1)
+    assert train(student, tmp_path / "two").complete
+    shutil.rmtree(tmp_path / "ann" / "checkpoints" / "4")
+    with pytest.raises(ValueError, match=r"no checkpoint of step 4 in \S+ann: there are \d"):
+        train(student, tmp_path / "one")
     with pytest.raises(ValueError, match=re.escape("the run in this folder has distill_weight 0.5, not 0.0")):
         train(TrainConfig(**taught, distill_weight=0.0), tmp_path / "one")
 
