@@ -22,17 +22,10 @@ set -euo pipefail
 
 cluster='' project='' zone='' workload='' tpu_type='' repo='' commit='' run_dir='' restarts=10 image=python:3.11
 storage=() dry_run=''
-configs=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../configs" && pwd)
-
-fail() {
-    local said="$*"
-    printf 'gke_xpk.sh: error: %s\n' "${said//[[:cntrl:]]/ }" >&2
-    exit 2
-}
-
-has_value() { # option and what follows it
-    [[ ${2:-} && $2 != -* ]] || fail "$1 needs a value (one that begins with - is written ./-...)"
-}
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+configs=$(dirname "$here")/configs
+# shellcheck source-path=SCRIPTDIR source=options.sh
+source "$here/options.sh"
 
 while (($#)); do
     case $1 in

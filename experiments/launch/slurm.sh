@@ -21,26 +21,12 @@
 set -euo pipefail
 
 here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=options.sh
+source "$here/options.sh"
 train=$(dirname "$here")/train.py
 python=${PYTHON:-python}
 run_dir='' nodes=1 gpus=8 cpus=8 per=gpu time='' save_seconds=180 partition='' account='' dry_run=''
 more=()
-
-fail() {
-    local said="$*"
-    printf 'slurm.sh: error: %s\n' "${said//[[:cntrl:]]/ }" >&2
-    exit 2
-}
-
-has_value() { # option and what follows it
-    [[ ${2:-} && $2 != -* ]] || fail "$1 needs a value (one that begins with - is written ./-...)"
-}
-
-whole() { # option, value
-    if [[ ! $2 =~ ^[1-9][0-9]{0,4}$ ]] || (($2 > 65535)); then
-        fail "$1 is '$2': it must be a whole number, 1 to 65535"
-    fi
-}
 
 while (($#)); do
     case $1 in

@@ -18,17 +18,10 @@
 set -euo pipefail
 
 tpu='' zone='' repo='' commit='' run_dir='' project='' create='' runtime=v2-alpha-tpuv5-lite spot='' dry_run=''
-configs=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../configs" && pwd)
-
-fail() {
-    local said="$*"
-    printf 'tpu_vm.sh: error: %s\n' "${said//[[:cntrl:]]/ }" >&2
-    exit 2
-}
-
-has_value() { # option and what follows it
-    [[ ${2:-} && $2 != -* ]] || fail "$1 needs a value (one that begins with - is written ./-...)"
-}
+here=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+configs=$(dirname "$here")/configs
+# shellcheck source-path=SCRIPTDIR source=options.sh
+source "$here/options.sh"
 
 run() {
     if [[ $dry_run ]]; then

@@ -16,6 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
 SCRIPTS = ("local.sh", "tpu_vm.sh", "gke_xpk.sh", "slurm.sh")
+#: What they share; nobody runs it.
+SHARED = "options.sh"
 TPU_VM = "--tpu slice --zone zone-a --repo https://host/code.git --commit abc123 --run-dir /mnt/runs/s".split()
 GKE = (
     "--cluster c --project p --zone zone-a --workload job-1 --tpu-type v5litepod-16 --repo https://host/code.git "
@@ -44,7 +46,7 @@ def dry_run(script, *arguments, cwd):
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
     scripts = sorted(LAUNCH.glob("*.sh"))
-    assert [s.name for s in scripts] == sorted(SCRIPTS)
+    assert [s.name for s in scripts] == sorted((*SCRIPTS, SHARED))
     found = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
@@ -129,7 +131,7 @@ NEWER = {
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", (*SCRIPTS, SHARED))
 def test_nothing_newer_than_bash_3_2(script):
     lines = (LAUNCH / script).read_text().splitlines()
     code = [line.partition(" # ")[0] for line in lines if not line.lstrip().startswith("#")]

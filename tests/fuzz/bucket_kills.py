@@ -24,6 +24,7 @@ import buckets
 
 from ge2mst_jax.folders import folder
 from ge2mst_jax.report.sections import hardware, markdown, write_section
+from ge2mst_jax.train.checkpoints import steps_in
 from ge2mst_jax.train.command import run_command
 
 
@@ -46,7 +47,7 @@ class BucketKills:
 def unreadable(run_dir, config) -> list[str]:
     """What is wrong with the checkpoints that are there."""
     faults = []
-    for step in kills.complete_steps(run_dir):
+    for step in steps_in(run_dir / "checkpoints"):
         try:
             kills.state_of(run_dir, config, step)
         except ValueError as error:

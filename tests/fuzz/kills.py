@@ -94,11 +94,6 @@ def finish(process) -> tuple[int, list[str]]:
     return process.wait(), said
 
 
-def complete_steps(run_dir) -> list[int]:
-    """Of the checkpoints that are there whole."""
-    return steps_in(run_dir / "checkpoints")
-
-
 def kill_until_complete(run_dir, config, seconds: float, rng, most: int, look=lambda: []) -> tuple[int, list[str]]:
     """`(kills, faults)` of one run: killed at random moments, `most` times at most, then left to end.
 
@@ -106,7 +101,7 @@ def kill_until_complete(run_dir, config, seconds: float, rng, most: int, look=la
     """
     kills, faults = 0, []
     while True:
-        before = complete_steps(run_dir)
+        before = steps_in(run_dir / "checkpoints")
         process = start(run_dir, config)
         killed = threading.Event()
 
@@ -304,7 +299,7 @@ def run_reader(run: Path, config):
     """Reads a run as its next sitting does, and each of its checkpoints as an evaluation does."""
     from ge2mst_jax.train import load_averaged, train
 
-    steps = complete_steps(run)
+    steps = steps_in(run / "checkpoints")
     sound = {step: state_of(run, config, step) for step in steps}
     lines = lines_of(run)
 

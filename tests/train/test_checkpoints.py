@@ -7,7 +7,6 @@ import random
 import resource
 import shutil
 import threading
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from ge2mst_jax.checkpoint import METADATA, CheckpointError, DamagedError, reaso
 from ge2mst_jax.train import Checkpoints, read_about, read_state
 from ge2mst_jax.train.checkpoints import check_same_run, steps_in
 from ge2mst_jax.train.fingerprint import fingerprints
-from ge2mst_jax.train.lock import exclusive
 
 ABOUT = {
     "config": {"seed": 0}, "image_shape": [8, 8, 1], "classes": ["a", "b"], "examples": 10, "data": {"step": 0},
@@ -373,49 +371,6 @@ def test_full_disk_is_said_in_one_line_and_the_checkpoint_before_stays(run_dir, 
     step, state, _ = restore(run_dir)
     assert step == 16
     assert equal(state, state_at(16))
-
-
-# --- the folder -------------------------------------------------------------------------------------------------------
-
-
-def removed(folder):
-    shutil.rmtree(folder)
-
-
-def replaced(folder):
-    folder.rename(folder.with_name("other"))
-    folder.mkdir()
-    (folder / ".lock").touch()
-
-
-def renamed(folder):
-    folder.rename(folder.with_name("other"))
-
-
-@pytest.mark.parametrize("change", [removed, replaced, renamed])
-@pytest.mark.parametrize("when", ["at the end", "asked", "another error"])
-def test_folder_that_is_not_the_same_any_more_is_noticed(tmp_path, change, when):
-    folder = tmp_path / "run"
-    with (
-        pytest.raises(ValueError, match="run was removed or replaced while the run used it"),
-        exclusive(folder) as check,
-    ):
-        check()
-        change(folder)
-        if when == "asked":
-            check()
-        if when == "another error":
-            raise FileNotFoundError("some file")
-
-
-def test_folder_that_cannot_be_one_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file/run", Path("/proc/run")):
-        with (
-            pytest.raises(ValueError, match=r"the run's folder .* cannot be written: .*; give another folder"),
-            exclusive(path),
-        ):
-            pass
 
 
 def test_reason_is_what_the_system_said():
