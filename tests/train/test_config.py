@@ -92,7 +92,8 @@ def test_numpys_numbers_become_pythons():
 
 
 def test_more_steps_than_can_be_counted_are_refused():
-    with pytest.raises(ValueError, match=r"epochs is 1000000000.0: that is \d+ steps, more than 2147483647"):
+    said = r"epochs is 1000000000.0 and extra_steps 0: that is \d+ steps, more than 2147483647"
+    with pytest.raises(ValueError, match=said):
         TrainConfig(epochs=1e9).num_steps(10**6)
 
 
