@@ -17,6 +17,7 @@ class CountingLayer(nn.Module):
         wire: the network's agreement.
         heads: attention heads.
         scales: token groups that the heads share, where there are any.
+        worth: of one count, in place of what the layer would scale its sums by.
 
     Call: `(*signals) -> (Current, unit, aux)`: `unit`, `[C]`, is the value of one count where the current is not in
     counts yet, or `None`.
@@ -25,6 +26,7 @@ class CountingLayer(nn.Module):
     wire: Wire
     heads: int
     scales: tuple[Scale, ...] = ()
+    worth: float | None = None
 
     @nn.compact
     def __call__(self, *signals: Signal):
@@ -39,6 +41,8 @@ class AttentionLayer(CountingLayer):
         return attention_counts(q, k, v, self)
 
     def unit(self, q, k, v):
+        if self.worth is not None:
+            return jnp.repeat(value_of((q, k, v), jnp.full(self.heads, self.worth)), v.image_shape[-1] // self.heads)
         return unit_of(q, k, v, self.heads, self.scales)
 
 

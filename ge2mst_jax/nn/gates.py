@@ -43,7 +43,7 @@ class GateSumsLayer(CountingLayer):
         """`2^{2 bits}/N θ_k θ_v`, `[C]`, or `2^bits/d θ_q`, `[h]`: means over `N` tokens, or a head's `d` channels."""
         height, width, channels = signals[0].image_shape
         terms = height * width if len(signals) == 2 else channels // self.heads
-        mean = 2.0 ** (len(signals) * BITS.get(self.wire.neuron, 1.3)) / terms
+        mean = 2.0 ** (len(signals) * BITS.get(self.wire.neuron, 1.3)) / terms if self.worth is None else self.worth
         unit = value_of(signals, jnp.full((self.heads,), mean, jnp.float32))
         return jnp.repeat(unit, channels // self.heads) if len(signals) == 2 else unit
 

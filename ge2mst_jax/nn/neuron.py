@@ -44,10 +44,10 @@ def record(signal: Signal, activity, wire: Wire, current: Current | None) -> Neu
     if wire.capture == "none":
         return NeuronRecord(None, None, None, None, None, **about)
     timed, code = signal.form != "levels", signal.code
-    if timed:
+    if signal.real:
+        spikes = jnp.zeros_like(signal.data[0] if timed else signal.data)
+    elif timed:
         spikes = signal.data.astype(jnp.int32).sum(0)
-    elif code is None:
-        spikes = jnp.zeros_like(signal.data)
     else:
         spikes = code.count(jax.lax.stop_gradient(signal.data))
     spikes = jnp.sum(spikes.astype(jnp.int32), -1)  # [B, H, W]

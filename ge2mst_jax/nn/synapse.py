@@ -23,6 +23,7 @@ class SynapseLayer(nn.Module):
         stride: of both axes.
         group_width: channels a group; `None` is one group, 1 is depth-wise.
         role: `"stem"` or `"hidden"`, for the energy conventions.
+        norm: whether BatchNorm follows; a map that another linear map follows may do without.
 
     Call: `(signal, train, unit=None) -> (Current, aux)`.
     """
@@ -33,6 +34,7 @@ class SynapseLayer(nn.Module):
     stride: int = 1
     group_width: int | None = None
     role: str = "hidden"
+    norm: bool = True
 
     @nn.compact
     def __call__(self, signal: Signal, train: bool, unit=None):
@@ -66,19 +68,22 @@ class HeadLayer(nn.Module):
     Args:
         wire: the network's agreement.
         classes: number of logits.
+        bias: whether `b` is there.
 
     Call: `signal -> (logits [B, classes], aux)`.
     """
 
     wire: Wire
     classes: int
+    bias: bool = True
 
     @nn.compact
     def __call__(self, signal: Signal):
         shape = (signal.image_shape[-1], self.classes)
         check_given(self, "kernel", shape)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.classes,))
+        zeros, shape = nn.initializers.zeros, (self.classes,)
+        bias = self.param("bias", zeros, shape) if self.bias else jnp.zeros(shape)
         logits = self.read_out(signal, kernel, bias)
         return logits, {"/".join(self.path): synapse_record(signal, "head", (1, 1, self.classes))}
 

@@ -126,6 +126,8 @@ class Synapse(SynapseLayer):
         current = signal.integrate(lambda x: of_levels(convolved, signal.replace(data=x), weights))
         if signal.worth > 1:  # the norm's statistics are those of sums of levels
             current = signal.worth * current
+        if not self.norm:
+            return current
         norm = BatchNorm(name="norm")
         normalised = norm(current, train)
         if folding(self):

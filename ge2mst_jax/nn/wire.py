@@ -170,6 +170,7 @@ class Signal:
     source: str = struct.field(pytree_node=False)  # the neuron layer that sent it
     kept: jax.Array | None = None  # levels as a backward pass keeps them; see `spiking.expg_twin_kept`
     worth: int = struct.field(pytree_node=False, default=1)  # levels that a spike stands for, where it is rate-coded
+    analog: bool = struct.field(pytree_node=False, default=False)  # of "steps": real numbers at each, no spikes
 
     def integrate(self, linear_map, rest=None):
         """Applies a linear map `[N, ...] -> [N, ...]`: once to levels, step by step to spikes.
@@ -213,7 +214,7 @@ class Signal:
         """`T` of whoever sent it; 0 of real numbers."""
         if self.code is not None:
             return self.code.num_steps
-        return self.data.shape[0] if self.form == "steps" else 0
+        return 0 if self.real else self.data.shape[0]
 
     @property
     def largest(self) -> int:
@@ -228,7 +229,7 @@ class Signal:
     @property
     def real(self) -> bool:
         """Whether it carries real numbers, as the ANN reference does."""
-        return self.code is None and self.form != "steps"
+        return self.code is None and (self.form != "steps" or self.analog)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

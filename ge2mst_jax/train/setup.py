@@ -8,20 +8,28 @@ import jax
 import jax.numpy as jnp
 
 from ge2mst_jax.checks import check_whole
-from ge2mst_jax.models import create_model
+from ge2mst_jax.models import PEERS, create_model
 from ge2mst_jax.train.config import TrainConfig
 from ge2mst_jax.train.sharding import batch_sharding, infer_shardings, make_mesh, replicated
 from ge2mst_jax.train.step import TrainState, init_state, learning_rate, make_optimizer, train_step
 
+#: Fields of a config that are the network's; `scales` too, where there are some.
+OF_MODEL = tuple("code qk_code neuron lif attention local input_code drop_path remat dtype".split())
+
 
 def build_model(config: TrainConfig, num_classes: int):
-    """The network that a config names."""
-    changes = dict(
-        num_classes=num_classes, code=config.code, qk_code=config.qk_code, neuron=config.neuron,
-        lif=config.lif, attention=config.attention, local=config.local,
-        input_code=config.input_code, drop_path=config.drop_path, remat=config.remat, dtype=config.dtype,
-    )  # fmt: skip
-    return create_model(config.model, **changes | ({"scales": config.scales} if config.scales else {}))
+    """The network that a config names. A peer is as its authors set it, but for what the config changes.
+
+    Raises:
+        ValueError: the config changes a field that the network does not have, and what `create_model` refuses.
+    """
+    changes = {name: getattr(config, name) for name in OF_MODEL}
+    if config.model in PEERS:
+        usual = TrainConfig()
+        changes = {name: value for name, value in changes.items() if value != getattr(usual, name)}
+    if config.scales:
+        changes["scales"] = config.scales
+    return create_model(config.model, num_classes=num_classes, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
