@@ -1,6 +1,6 @@
 """Evaluates a checkpoint as it would be deployed: integers, dense or spiking, every test image once.
 
-    python experiments/evaluate.py CHECKPOINT [--execution dense|spiking] [--certify IMAGES]
+    python experiments/evaluate.py CHECKPOINT [--execution dense|spiking|trained] [--certify IMAGES]
 
 CHECKPOINT is the folder of a run (its best checkpoint is taken, or --step N) or one that the quickstart saved. Prints
 accuracy, the classes that are confused most and energy (of the spiking execution, whatever was run: the spikes are the
@@ -32,7 +32,7 @@ from ge2mst_jax.files import write_whole
 from ge2mst_jax.folders import as_folders, make
 from ge2mst_jax.report import add_drift, confusion_figure, differing
 from ge2mst_jax.train.command import run_command
-from ge2mst_jax.train.deployed import class_names, decoding, first_images, load_deployed, run_over
+from ge2mst_jax.train.deployed import class_names, decoding, first_images, load_network, run_over
 from ge2mst_jax.train.scores import confused
 
 
@@ -42,8 +42,9 @@ class Evaluate:
 
     checkpoint: tyro.conf.Positional[Path]
     """Folder of a training run, or of a deployed network."""
-    execution: Literal["dense", "spiking"] = "spiking"
-    """One pass on levels, or spikes over time: the answer is the same."""
+    execution: Literal["dense", "spiking", "trained"] = "spiking"
+    """Deployed, in one pass on levels or in spikes over time, with the same answer; or in floating numbers as it was
+    trained, as networks are run that are not deployed: peers, lif, plif, if, qcfs and relu neurons."""
     step: int | None = None
     """Of a run's checkpoint; the best one if none."""
     data: str | None = None
@@ -69,6 +70,8 @@ class Evaluate:
         check_whole("batch_size", self.batch_size, 1, 2**20)
         check_whole("workers", self.workers, 0, 1024)
         check_whole("certify", self.certify, 0, 2**20)
+        if self.certify and self.execution == "trained":
+            raise ValueError("certify: what is certified is a deployed network, not one as it was trained")
         for name in ("limit", "step"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1, 2**40)
@@ -113,7 +116,8 @@ def certificate_of(net, source, plan: BatchPlan, options: Evaluate, console: Con
 
 def main(options: Evaluate) -> None:
     console = Console()
-    net = load_deployed(options.checkpoint, options.step)
+    net = load_network(options.checkpoint, options.execution, options.step)
+    trained = options.execution == "trained"
     source, plan = open_images(net, options)
     data = options.data or net.about["data"]
     check_order(source, class_names(net), data, console)
@@ -123,8 +127,9 @@ def main(options: Evaluate) -> None:
         "data": data, "execution": options.execution, "images": counter.images,
         "skipped": scores.total("skipped"), "digest": net.digest, **scores.shares,
         "confused": confused_classes(scores.confusion, source.classes),
-        "spikes_per_neuron": counter.spikes_per_neuron, "energy": energies, "energy_execution": "spiking",
-        "audit": audit(net, options.execution).as_dict(),
+        "spikes_per_neuron": counter.spikes_per_neuron,
+        "energy": energies, "energy_execution": "trained" if trained else "spiking",
+        "audit": None if trained else audit(net, options.execution).as_dict(),
     }  # fmt: skip
     out = options.out or options.checkpoint
     make(out)
@@ -169,7 +174,7 @@ def summary(found: dict, energies: dict, options: Evaluate) -> Table:
         table.add_row("accuracy, top-5", f"{100 * found['top5']:.2f} %")
     if found["skipped"]:
         table.add_row("images left out: they can't be decoded", str(found["skipped"]))
-    of = "" if options.execution == "spiking" else " were it run in spikes"
+    of = " were it run in spikes" if options.execution == "dense" else ""
     for name, e in energies.items():
         table.add_row(f"energy an image{of}, {name}", f"{1e3 * e['total_mj']:.3f} µJ")
     table.add_row("spikes per neuron and image", f"{found['spikes_per_neuron']:.3f}")

@@ -31,7 +31,7 @@ from ge2mst_jax.data.decode import DataError, decode, decode_whole, read_file
 from ge2mst_jax.data.folder import images_under
 from ge2mst_jax.folders import as_folders
 from ge2mst_jax.train.command import run_command
-from ge2mst_jax.train.deployed import class_names, decoding, load_deployed
+from ge2mst_jax.train.deployed import class_names, decoding, load_network
 
 BATCH = 100
 UNNAMED = "classes are numbered in the order of the training data's labels: this network does not hold their names"
@@ -39,7 +39,7 @@ UNNAMED = "classes are numbered in the order of the training data's labels: this
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Classifies image files with a deployed network."""
+    """Classifies image files with the network of a run, or a deployed one."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files and folders of them. Images are turned as their EXIF data say. A network that was trained on files
@@ -47,8 +47,9 @@ class Predict:
     network takes one channel."""
     checkpoint: Path = Path("runs/quickstart/checkpoint")
     """What a run wrote: the folder of a training run (its best checkpoint is deployed) or of a deployed network."""
-    execution: Literal["dense", "spiking"] = "spiking"
-    """One pass on levels, or spikes over time: the answer is the same."""
+    execution: Literal["dense", "spiking", "trained"] = "spiking"
+    """Deployed, in one pass on levels or in spikes over time, with the same answer; or in floating numbers as it was
+    trained, as networks are run that are not deployed."""
     top: int = 1
     """Classes to name of each image, the most probable first."""
     on_corrupt: Literal["raise", "skip"] = "raise"
@@ -163,7 +164,7 @@ def table_of(objects) -> Table:
 
 def main(options: Predict) -> None:
     files, others = files_of(options.images)
-    net = load_deployed(options.checkpoint)
+    net = load_network(options.checkpoint, options.execution)
     names = class_names(net)
     check_whole(f"top (of {net.model.num_classes} classes)", options.top, 1, net.model.num_classes)
     found = said(classify(net, files, options.execution, options.on_corrupt), names, options.top)

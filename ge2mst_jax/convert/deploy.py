@@ -23,7 +23,7 @@ from ge2mst_jax.convert.fixed_point import (
     shared_currents,
 )
 from ge2mst_jax.energy import AuditError, audit
-from ge2mst_jax.models import model_fields
+from ge2mst_jax.models import Ge2mST, model_fields
 from ge2mst_jax.nn import Arithmetic, AttentionRecord, SynapseRecord, check_images
 from ge2mst_jax.nn.images import NO_SUM
 from ge2mst_jax.nn.planes import planes_of
@@ -194,6 +194,9 @@ def _check_about(about) -> None:
         raise ValueError(f"about is {shown(about)}: it must be a dict of what JSON can hold")
 
 
+AS_TRAINED = "--execution trained runs it as it was trained"
+
+
 def check_neuron(neuron) -> None:
     """Refuses the name of a neuron that cannot be deployed.
 
@@ -204,11 +207,15 @@ def check_neuron(neuron) -> None:
     """
     if neuron not in LOSSLESS:
         named = " and ".join(map(repr, LOSSLESS))
-        raise ConversionError(f"a network of {neuron!r} neurons cannot be converted: only {named} are lossless")
+        raise ConversionError(
+            f"a network of {neuron!r} neurons cannot be converted: only {named} are lossless ({AS_TRAINED})"
+        )
 
 
 def _refuse_what_is_not_ours(model, variables) -> None:
     check_neuron(getattr(model, "neuron", "unknown"))
+    if not isinstance(model, Ge2mST):
+        raise ConversionError(f"{type(model).__name__} cannot be converted: only Ge2mST can ({AS_TRAINED})")
     if model.execution != "training":
         raise ConversionError("this network is deployed already: pass the training network")
     for collection in ("params", "batch_stats"):

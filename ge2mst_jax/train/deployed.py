@@ -1,23 +1,71 @@
-"""A deployed network from whatever a run left: the folder of a training run, or of a deployed network."""
+"""A network from whatever a run left, deployed or as it was trained: the folder of a run, or of a deployed network."""
 
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ge2mst_jax.checks import one_line, shown
+from ge2mst_jax.checks import check_choice, one_line, shown
 from ge2mst_jax.convert import DeployedNet, check_network, deploy, load_net
 from ge2mst_jax.convert.storage import CheckpointError
 from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches
 from ge2mst_jax.energy import SpikeCounter
 from ge2mst_jax.folders import folder, is_folder
+from ge2mst_jax.nn import check_images
 from ge2mst_jax.train.config import from_json
 from ge2mst_jax.train.restore import load_averaged
 from ge2mst_jax.train.scores import Scores, tally
+
+#: How a run's network can be executed: as deployed, twice, or as it was trained.
+EXECUTIONS = ("dense", "spiking", "trained")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedNet:
+    """A network as it was trained, in floating numbers, called as a `DeployedNet` is: for those that are not deployed.
+
+    Args:
+        model, variables: from `load_averaged`.
+        image_shape: `(H, W, C)`.
+        about: as of a `DeployedNet`.
+    """
+
+    model: Any
+    variables: Any
+    image_shape: tuple[int, int, int]
+    about: dict
+    digest = None
+
+    def __call__(self, images, execution: str = "trained", capture: str = "counts"):
+        check_choice("execution of a network as it was trained", execution, ("trained",))
+        check_images(images, tuple(self.image_shape))
+        return _apply(self.model.clone(capture=capture), self.variables, jnp.asarray(images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, variables, images):
+    return model.apply(variables, images)
+
+
+def load_network(path, execution: str, step: int | None = None) -> DeployedNet | TrainedNet:
+    """The network of a folder for an execution, one of `EXECUTIONS`; raises as `load_deployed` does.
+
+    Raises:
+        ValueError: `"trained"` of a deployed network.
+    """
+    if execution != "trained":
+        return load_deployed(path, step)
+    path = folder(path)
+    if is_folder(path) and not is_folder(path / "checkpoints"):
+        raise ValueError(f"execution is 'trained': {one_line(path)} is no run, which alone holds what was trained")
+    model, variables, about = load_averaged(path, "best" if step is None else step)
+    return TrainedNet(model, variables, tuple(about["image_shape"]), about_images(about))
 
 
 def load_deployed(path, step: int | None = None) -> DeployedNet:
@@ -32,7 +80,7 @@ def load_deployed(path, step: int | None = None) -> DeployedNet:
 
     Raises:
         CheckpointError: there is no such folder, or nothing in it can be read.
-        ValueError: a step of a deployed network, which has none.
+        ValueError: a step of a deployed network, which has none; a network that cannot be deployed.
     """
     path = folder(path)
     if not is_folder(path):
@@ -66,7 +114,7 @@ def about_images(about: dict) -> dict:
     }
 
 
-def decoding(net: DeployedNet) -> DecodeConfig | None:
+def decoding(net: DeployedNet | TrainedNet) -> DecodeConfig | None:
     """How image files become arrays for a network; none where it takes images of its own size alone.
 
     Raises:
@@ -84,7 +132,7 @@ def decoding(net: DeployedNet) -> DecodeConfig | None:
     return config
 
 
-def class_names(net: DeployedNet) -> list[str] | None:
+def class_names(net: DeployedNet | TrainedNet) -> list[str] | None:
     """Of a network's classes, in order; none where it doesn't know them.
 
     Raises:
@@ -113,15 +161,21 @@ def first_images(source, plan: BatchPlan, number: int):
 
 
 def run_over(
-    net: DeployedNet, source, plan: BatchPlan, execution: str, limit: int | None, console: Console, confusion=False
+    net: DeployedNet | TrainedNet,
+    source,
+    plan: BatchPlan,
+    execution: str,
+    limit: int | None,
+    console: Console,
+    confusion=False,
 ):
-    """A deployed network on a split, every image once, a bar on the console.
+    """A network on a split, every image once, a bar on the console.
 
     Args:
-        net: from `load_deployed` or `deploy`.
+        net: from `load_network` or `deploy`.
         source: from `open_source`.
         plan: of its batches.
-        execution: `"dense"` or `"spiking"`.
+        execution: one of `EXECUTIONS` that the network has.
         limit: the first so many images alone; all if none.
         console: for the bar.
         confusion: whether to count who is taken for whom.

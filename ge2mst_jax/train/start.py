@@ -12,6 +12,7 @@ from ge2mst_jax.checks import shown
 from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
+from ge2mst_jax.models import Ge2mST
 from ge2mst_jax.nn import TIMED
 from ge2mst_jax.train.from_ann import BATCHES, of_other_codes, spiking_start
 from ge2mst_jax.train.restore import load_averaged
@@ -63,7 +64,7 @@ def teacher_of(setup: Setup, classes, which: int | str = "best"):
             config.distill_from,
             about["config"]["data"],
         )
-    model = model.clone(capture="none", drop_path=0.0)
+    model = model.clone(capture="none")
     # Its variables are an argument: as constants they would be compiled into the program.
     logits = jax.jit(functools.partial(teach, model=model, config=config), out_shardings=batch_sharding(mesh))
     return functools.partial(logits, jax.device_put(variables, replicated(mesh))), about["step"]
@@ -100,7 +101,8 @@ def from_another_run(setup: Setup, state: TrainState, classes, batches, say) -> 
     anew = others(about, list(classes), config.data)
     fitted = fit_to(given, state.ema, about, anew, config.init_from, from_ann, say)
     fields = [name for name in COMPUTED if name != "lif" or model.neuron in TIMED]
-    changed = [name for name in fields if getattr(found, name) != getattr(model, name)]
+    ours = isinstance(model, Ge2mST) and isinstance(found, Ge2mST)  # a peer's arrays are what it is, whatever T
+    changed = [name for name in fields if getattr(found, name) != getattr(model, name)] if ours else []
     if changed:
         with prefetch_to_device(batches(), batch_sharding(mesh), 1) as stream:
             images = [next(stream)["image"] for _ in range(BATCHES)]
