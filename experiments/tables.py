@@ -2,8 +2,9 @@
 
     python experiments/tables.py [--docs docs]
 
-Reads DOCS/results/trilemma/*.json (experiments/trilemma.py makes them) and DOCS/results/published.json (others'
-figures, each with its source). What has not changed stays as it is, to the byte.
+Reads DOCS/results/trilemma/*.json (experiments/trilemma.py makes them), DOCS/results/published.json (others' figures,
+each with its source) and DOCS/results/peers.json (sizes of peers, experiments/peers.py). What has not changed stays as
+it is, to the byte.
 """
 
 import signals  # noqa: F401  # before all that takes time
@@ -14,17 +15,13 @@ import dataclasses
 import io
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from harness.rows import all_rows, read_result
+from harness.sizes import size_of
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from ge2mst_jax import create_model
-from ge2mst_jax.energy.synops import dense_macs
 from ge2mst_jax.files import read_json, write_whole
-from ge2mst_jax.nn import AttentionRecord, SynapseRecord
 from ge2mst_jax.report.sections import markdown, write_section
 from ge2mst_jax.spiking import SpikeCode
 from ge2mst_jax.train.command import run_command
@@ -195,18 +192,19 @@ def conversion_table(results) -> str:
     return markdown(header, lines)
 
 
-def size_of(name: str, image_shape, classes: int) -> tuple[int, int, int]:
-    """Parameters, multiply-accumulates of one dense pass, and `T` of a network; nothing is computed."""
-    model = create_model(name, num_classes=classes)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
-    (_, aux), variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
-    macs = sum(dense_macs(record) for record in aux.values() if isinstance(record, SynapseRecord))
-    macs += sum(count for r in aux.values() if isinstance(r, AttentionRecord) for count, _ in r.products)
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"])), macs, model.num_steps
+def counted(published: dict, size: dict | None) -> tuple[str, str]:
+    """Parameters and multiply-adds: counted where the network is here, else the page's."""
+    if size is not None:
+        return f"{size['ours'] / 1e6:.1f} M", f"{size['macs'] / 1e9:.2f} G"
+    millions = published["parameters_m"]
+    return "" if millions is None else f"{millions:.1f} M, reported", ""
 
 
-def comparison_table(published: list[dict], data: str) -> str:
-    """Published figures of a data set and our networks, what is reported and what was measured here apart."""
+def comparison_table(published: list[dict], sizes: dict[str, dict], data: str) -> str:
+    """Published figures of a data set and our networks, what is reported and what was measured here apart.
+
+    Parameters and multiply-adds of peers that are here are those of the networks (`sizes`), not of a page.
+    """
     header = [
         "network",
         "parameters",
@@ -222,8 +220,7 @@ def comparison_table(published: list[dict], data: str) -> str:
         if each["data"] == data:
             lines.append([
                 each["model"] + (" (ANN)" if each["ann"] else ""),
-                "" if each["parameters_m"] is None else f"{each['parameters_m']:.1f} M",
-                "",
+                *counted(each, sizes.get(each["size"])),
                 str(each["steps"]),
                 "" if each["energy_mj"] is None else f"{each['energy_mj']:.2f} mJ",
                 f"{each['top1']:.2f} %",
@@ -342,9 +339,10 @@ def main(options: Options) -> None:
     folder, page = options.docs / "results", options.docs / "results.md"
     results = {path.stem: read_result(path) for path in sorted((folder / "trilemma").glob("*.json"))}
     published = read_json(folder / "published.json")["rows"]
+    sizes = {size["model"]: size for size in read_json(folder / "peers.json")["sizes"]}
     for name, table in SECTIONS.items():
         write_section(page, name, table(results))
-    write_section(page, "comparison", "\n\n".join(comparison_table(published, data) for data in TITLES))
+    write_section(page, "comparison", "\n\n".join(comparison_table(published, sizes, data) for data in TITLES))
     drawn = [name for name, draw in PICTURES.items() if write_picture(folder / f"{name}.png", draw(results))]
     write_section(
         page, "pictures", "\n".join(f"![{name.replace('_', ' over ')}](results/{name}.png)" for name in drawn)

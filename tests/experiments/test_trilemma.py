@@ -46,8 +46,10 @@ def docs(tmp_path, monkeypatch):
     names = (*tables.SECTIONS, "pictures", "comparison")
     (folder / "results.md").write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in names))
     peer = {"data": "imagenet", "model": "Peer", "parameters_m": 16.8, "steps": 4, "energy_mj": None, "top1": 70.24}
-    about = {"source": "its README", "ann": False}
+    about = {"source": "its README", "ann": False, "size": "peer_s"}
     (folder / "results" / "published.json").write_text(json.dumps({"rows": [peer | about]}))
+    size = {"model": "peer_s", "ours": 17_200_000, "macs": 3.21e9}
+    (folder / "results" / "peers.json").write_text(json.dumps({"sizes": [size]}))
     return folder
 
 
@@ -163,7 +165,7 @@ def test_tables_without_results_say_so(docs):
     write(docs)
     text = (docs / "results.md").read_text()
     assert "| lif, T = 4 | not run |" in text
-    assert "| Peer | 16.8 M |  | 4 |  | 70.24 % | not run | its README |" in text
+    assert "| Peer | 17.2 M | 3.21 G | 4 |  | 70.24 % | not run | its README |" in text
     assert "| `ge2mst_nano` | 0.1 M |" in text
     assert ".png" not in text
     assert not list(docs.rglob("*.png"))
