@@ -1,4 +1,4 @@
-"""Our peers beside PyTorch's: the same spikes, logits, gradients. Needs the extra `peer`; the authors' code where it is."""
+"""Our peers beside PyTorch's: the same spikes, logits, gradients. Needs the extra `peer`, and the authors' code."""
 
 import os
 from pathlib import Path
