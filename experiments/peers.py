@@ -71,14 +71,11 @@ def zoo(options: Options, console: Console) -> list[dict]:
 
 
 def authors(options: Options, console: Console) -> list[dict]:
-    """Every case of the authors'; E-SpikeFormer with its own rule for halves, and with ours."""
+    """Every case of the authors'."""
     rows = []
     for name, (folder, file, case) in parity.AUTHORS.items():
         module = parity.load(options.authors, folder, file)
         rows.append(compared(name, case, lambda m=module, c=case: c.make(m), console))
-        if name == "E-SpikeFormer":
-            with parity.halves_up():
-                rows.append(compared(f"{name}, halves up", case, lambda m=module, c=case: c.make(m), console))
     return rows
 
 

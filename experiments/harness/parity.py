@@ -418,16 +418,3 @@ def over_the_batch(checkouts: Path, images: int = 32, batch: int = 8) -> dict:
                 "largest": float(np.abs(alone).max()),
             }
     return found
-
-
-@contextlib.contextmanager
-def halves_up():
-    """PyTorch's round takes a half to the even number; a ladder of thresholds takes it up."""
-    import torch
-
-    usual = torch.round
-    torch.round = lambda x: torch.floor(x + 0.5)
-    try:
-        yield
-    finally:
-        torch.round = usual

@@ -1,5 +1,7 @@
 """E-SpikeFormer (Spike-driven Transformer V3): one pass with integers in training, their unary spikes in inference."""
 
+import dataclasses
+
 from ge2mst_jax.models.peer import Block, Peer, check_heads
 from ge2mst_jax.models.spike_driven_transformer import MembraneFeedForward
 from ge2mst_jax.nn import mean_of_tokens
@@ -90,7 +92,8 @@ class ESpikeFormer(Peer):
         expand: hidden width of every feed-forward over its stage's.
 
     Its neurons send the integers 0 to `D`, the largest level of `code`, in one pass; at inference each is that many
-    spikes. A neuron's value is `n/D`, but for the last ones, which are `n`.
+    spikes. A neuron's value is `n/D`, but for the last ones, which are `n`. A half is taken to the even level, as in
+    PyTorch: attention's currents are counts times a power of two, which often lie on one.
 
     Source: Yao et al., 2025, "Scaling Spike-driven Transformer with Efficient Spike Firing Approximation Training".
     """
@@ -103,6 +106,10 @@ class ESpikeFormer(Peer):
 
     NEURONS = ("sfa",)
     WHOLE = ("dims", "heads", "depths", "expand")
+
+    @property
+    def wire(self):
+        return dataclasses.replace(super().wire, to_even=True)
 
     def body(self, layers, signal):
         arriving = signal

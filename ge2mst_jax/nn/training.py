@@ -20,6 +20,7 @@ from ge2mst_jax.spiking import (
     expg_spike_count,
     expg_twin,
     expg_twin_kept,
+    halves_to_even,
     if_params,
     lif_fire,
     lif_params,
@@ -61,6 +62,7 @@ class Neuron(NeuronLayer):
         return Signal(expg_twin(current, threshold, code, self.wire.dtype), threshold, None, "levels", name)
 
     def _fixed_threshold(self, current, code, name, unit):
+        current = halves_to_even(current) if self.wire.to_even else current
         levels = sfa_twin(current, code, self.wire.dtype)
         activity = jnp.sum(expg_spike_count(current, 1.0, code), (1, 2, 3))
         self._fold(jnp.ones(()), unit)

@@ -82,6 +82,7 @@ class Wire:
         rate_steps: `T` of a `qcfs` network that is run as integrate-and-fire, see `convert.rate_coded`; 0: as its twin.
         attention: a name from `nn.ATTENTIONS`.
         local: whether a depth-wise convolution joins attention's current.
+        to_even: whether `sfa` neurons take a half to the even level, see `spiking.halves_to_even`.
 
     Raises:
         ValueError: a code that is none, an unknown neuron, execution, capture, dtype or attention, rates or settings
@@ -103,6 +104,7 @@ class Wire:
     rate_steps: int = 0
     attention: str = "gw_ssa"
     local: bool = True
+    to_even: bool = False
 
     def __post_init__(self):
         for name in ("code", "qk_code"):
