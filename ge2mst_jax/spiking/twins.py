@@ -284,7 +284,7 @@ def sfa_twin(current, code: SpikeCode, dtype=None):
 
 
 def halves_to_even(current):
-    """A current whose halves `sfa_twin` takes to the even level, as PyTorch's `round` does, and so E-SpikeFormer's code.
+    """A current whose halves `sfa_twin` takes to the even level, as PyTorch rounds, and so E-SpikeFormer's code.
 
     A ladder of thresholds takes them up, and so does `sfa_twin`: where the even level is below, the current is lowered
     by a quarter. The derivative is 1.
