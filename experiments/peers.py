@@ -82,7 +82,7 @@ def authors(options: Options, console: Console) -> list[dict]:
 def compared(name: str, case, make, console: Console) -> dict:
     import torch
 
-    torch.manual_seed(0)
+    torch.manual_seed(case.seed)
     found = {"case": name} | parity.compare(case, make())
     console.print(f"{name}: {found['differ']} of {found['sent']} differ, logits {found['logits']:.1e}", highlight=False)
     return found

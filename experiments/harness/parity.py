@@ -40,6 +40,7 @@ class Case:
         frozen: whether the norms' averages are held in training, on both sides: the network reads them there, and
             PyTorch's are of unbiased variances.
         counted: whether SpikingJelly's counter is asked.
+        seed: of weights, norms and images.
     """
 
     make: Callable
@@ -51,6 +52,7 @@ class Case:
     tokens_last: bool = False
     frozen: bool = False
     counted: bool = False
+    seed: int = 0
 
 
 def _zoo(name: str):
@@ -103,7 +105,7 @@ AUTHORS = {
     "E-SpikeFormer": ("Spike-Driven-Transformer-V3", "SDT_V3/Classification/Model_Base/models.py", Case(
         lambda m: _cut(m.Spiking_vit_MetaFormer_Spike_SepConv(embed_dim=[16, 32, 64, 80], num_heads=4, mlp_ratios=4,
                                                               depths=8, sr_ratios=1, **_OFFICIAL)),
-        "e_spikeformer_s", _DIMS, side=64)),
+        "e_spikeformer_s", _DIMS, side=64, seed=1)),
     "QKFormer, ImageNet": ("QKFormer", "imagenet/qkformer.py", Case(
         lambda m: m.hierarchical_spiking_transformer(T=4, img_size_h=64, img_size_w=64, embed_dims=64, num_heads=4,
                                                      mlp_ratios=4, depths=4, sr_ratios=1, **_OFFICIAL),
@@ -327,11 +329,11 @@ def compare(case: Case, network) -> dict:
     """Everything that is compared of one case; the network is PyTorch's, as made."""
     import torch
 
-    lively(network, case.side)
+    lively(network, case.side, case.seed)
     shape = (case.side, case.side, 3)
     fields = dict(num_classes=10, normalize="none") | case.fields
     model = create_model(case.model, **fields)
-    images = np.random.default_rng(0).integers(0, 256, (case.images, *shape)).astype(np.uint8)
+    images = np.random.default_rng(case.seed).integers(0, 256, (case.images, *shape)).astype(np.uint8)
     tensor = torch.tensor(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     state = {name: x.numpy() for name, x in network.state_dict().items()}
     variables, origin = from_torch(model, state, shape)

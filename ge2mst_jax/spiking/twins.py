@@ -286,8 +286,8 @@ def sfa_twin(current, code: SpikeCode, dtype=None):
 def halves_to_even(current):
     """A current whose halves `sfa_twin` takes to the even level, as PyTorch rounds, and so E-SpikeFormer's code.
 
-    A ladder of thresholds takes them up, and so does `sfa_twin`: where the even level is below, the current is lowered
-    by a quarter. The derivative is 1.
+    A ladder of thresholds takes them up, and so does `sfa_twin` (and, adding a half, what lies an ulp below one): there
+    the current is lowered by a quarter. The derivative is 1.
 
     Args:
         current: `I`, `[...]`, floating.
@@ -295,8 +295,7 @@ def halves_to_even(current):
     >>> sfa_twin(halves_to_even(jnp.array([0.5, 1.5, 2.5, 2.6])), SpikeCode.parse("4x1"))
     Array([0., 2., 2., 3.], dtype=float32)
     """
-    below = jnp.floor(current)
-    down = (current - below == 0.5) & (below % 2 == 0)
+    down = jnp.floor(current + 0.5) > jnp.round(current)
     return current - jax.lax.stop_gradient(jnp.where(down, 0.25, 0).astype(current.dtype))
 
 

@@ -63,7 +63,7 @@ def test_neurons_alone_fire_as_spikingjellys():
 def test_the_zoos_networks_do_what_ours_do(name):
     torch = pytest.importorskip("torch", reason="the extra 'peer' is not installed")
     pytest.importorskip("spikingjelly", reason="the extra 'peer' is not installed")
-    torch.manual_seed(0)
+    torch.manual_seed(parity.ZOO[name].seed)
     check(parity.compare(parity.ZOO[name], parity.ZOO[name].make()))
 
 
@@ -74,6 +74,6 @@ def test_the_zoos_networks_do_what_ours_do(name):
 def test_the_authors_networks_do_what_ours_do(name):
     torch = pytest.importorskip("torch")
     folder, file, case = parity.AUTHORS[name]
-    torch.manual_seed(0)
+    torch.manual_seed(case.seed)
     module = parity.load(Path(AUTHORS), folder, file)
     check(parity.compare(case, case.make(module)))
