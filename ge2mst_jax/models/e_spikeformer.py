@@ -102,7 +102,6 @@ class ESpikeFormer(Peer):
     expand: int = 4
 
     NEURONS = ("sfa",)
-    WHOLE = ("dims", "heads", "depths", "expand")
 
     def body(self, layers, signal):
         arriving = signal
