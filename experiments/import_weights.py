@@ -26,10 +26,10 @@ from rich.text import Text
 from ge2mst_jax.checks import check_choice, check_whole, one_line
 from ge2mst_jax.data import DecodeConfig, open_source
 from ge2mst_jax.files import write_whole
-from ge2mst_jax.folders import as_folders, exists, make
+from ge2mst_jax.folders import as_folders, exists
 from ge2mst_jax.models import PEERS, from_torch
-from ge2mst_jax.train import TrainConfig, as_json, set_up
-from ge2mst_jax.train.checkpoints import Checkpoints
+from ge2mst_jax.train import TrainConfig, as_json, make_mesh, set_up
+from ge2mst_jax.train.checkpoints import Checkpoints, steps_in
 from ge2mst_jax.train.command import run_command
 from ge2mst_jax.train.lock import exclusive
 
@@ -120,24 +120,26 @@ def classes_of(options: ImportWeights, state: dict) -> tuple[list[str], int]:
     return list(source.classes), len(source)
 
 
+def check_unused(run_dir) -> None:
+    """Refuses a folder that holds a run; what a save that failed has left there is none."""
+    if exists(run_dir / "config.json") or steps_in(run_dir / "checkpoints"):
+        raise ValueError(f"run_dir: {one_line(run_dir)} holds a run already: name another folder")
+
+
 def main(options: ImportWeights) -> None:
     console, run_dir = Console(), options.run_dir or Path("runs/imported") / options.model
-    if exists(run_dir / "config.json") or exists(run_dir / "checkpoints"):
-        raise ValueError(f"run_dir: {one_line(run_dir)} holds a run already: name another folder")
+    check_unused(run_dir)
     state = read_weights(options.file)
     classes, examples = classes_of(options, state)
     side = options.image_size or PEERS[options.model].image[0]
     data = {} if options.data is None else {"data": options.data, "data_dir": options.data_dir}
     config = TrainConfig(model=options.model, steps=1, decode=DecodeConfig(image_size=side), **data)
-    setup = set_up(config, (side, side, 3), len(classes), examples)
+    setup = set_up(config, (side, side, 3), len(classes), examples, make_mesh(1, 1, jax.devices()[:1]))
     variables, origin = from_torch(setup.model, state, (side, side, 3))
-    places = jax.tree.map(lambda like: like.sharding, dict(setup.abstract_state.ema))
-    averaged = jax.device_put(variables, places)
-    first = setup.init()
-    first = first.replace(params=averaged["params"], batch_stats=averaged["batch_stats"], ema=averaged)
+    first = setup.init().replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=variables)
     about = {"config": as_json(config), "image_shape": [side, side, 3], "classes": classes, "examples": examples}
-    make(run_dir)
     with exclusive(run_dir):
+        check_unused(run_dir)
         with Checkpoints(run_dir) as checkpoints:
             checkpoints.save(0, first, about)
         write_whole(run_dir / "config.json", json.dumps(as_json(config), indent=1) + "\n")

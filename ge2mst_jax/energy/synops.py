@@ -14,10 +14,11 @@ class LayerCount:
 
     Args:
         name, role: `"stem"`, `"hidden"`, `"attention"` or `"head"`.
-        products: `(multiply-accumulates of one image's dense pass, padding included; neuron layers whose spikes meet)`.
+        products: `(multiply-accumulates of an image, padding included; neuron layers whose spikes meet)`, of each.
         real: whether real numbers arrive: then nothing is a synop and every product is a multiply-accumulate.
         synops: accumulates that spikes caused, each at a connection actually present.
-        macs: multiply-accumulates of dense passes over all images, at connections actually present.
+        macs: multiply-accumulates of dense passes over all images, at connections actually present; real numbers that
+            are sent at every step make a pass of each.
     """
 
     name: str
@@ -29,7 +30,7 @@ class LayerCount:
 
     @property
     def dense_macs(self) -> int:
-        """Of one image's dense pass, padding included."""
+        """Of one image's dense passes, padding included."""
         return sum(macs for macs, _ in self.products)
 
 
@@ -74,30 +75,33 @@ class SpikeCounter:
             ValueError: `aux` holds no neuron layer.
         """
         aux = jax.device_get(aux)
-        spikes = {name: r.spikes[images].astype(np.int64) for name, r in aux.items() if isinstance(r, NeuronRecord)}
+        sent = {name: r for name, r in aux.items() if isinstance(r, NeuronRecord)}
+        spikes = {name: r.spikes[images].astype(np.int64) for name, r in sent.items()}
         if not spikes:
             raise ValueError("aux holds no neuron layer: give what a network's forward pass returned beside its logits")
         batch = len(next(iter(spikes.values())))
         self.images += batch
-        sending = {name for name, r in aux.items() if isinstance(r, NeuronRecord) and not r.real}
+        sending = {name for name, r in sent.items() if not r.real}
         for name, record in aux.items():
             if isinstance(record, NeuronRecord):
                 neurons = int(np.prod(record.shape))
                 count = self.neurons.setdefault(name, NeuronCount(name, neurons, not record.parts, record.steps))
                 count.spikes += int(spikes[name].sum())
             elif isinstance(record, SynapseRecord):
-                self._add_synapse(name, record, spikes[record.source] if record.source in sending else None, batch)
+                arriving = spikes[record.source] if record.source in sending else None
+                passes = sent[record.source].passes if record.source in sent else 1
+                self._add_synapse(name, record, arriving, batch, passes)
             elif isinstance(record, AttentionRecord):
                 real = not sending.issuperset(record.sources)
                 count = self.layers.setdefault(name, LayerCount(name, "attention", record.products, real))
                 count.macs += batch * count.dense_macs
                 count.synops += int(record.synops[images].astype(np.int64).sum())
 
-    def _add_synapse(self, name, record, spikes, batch):
-        products = ((dense_macs(record), (record.source,)),)
+    def _add_synapse(self, name, record, spikes, batch, passes):
+        products = ((passes * dense_macs(record), (record.source,)),)
         count = self.layers.setdefault(name, LayerCount(name, record.role, products, spikes is None))
         connections = connections_per_spike(record)  # [H, W]
-        count.macs += batch * record.in_shape[-1] * int(connections.sum())
+        count.macs += batch * passes * record.in_shape[-1] * int(connections.sum())
         if spikes is not None:
             count.synops += int((spikes * connections).sum())
 

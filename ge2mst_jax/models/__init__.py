@@ -6,6 +6,7 @@ from ge2mst_jax.models.maxformer import MaxFormer
 from ge2mst_jax.models.meta_spikeformer import MetaSpikeFormer
 from ge2mst_jax.models.qkformer import QKFormer
 from ge2mst_jax.models.registry import PEERS, SIZES, PeerSize, create_model, fields_of, model_class, model_fields
+from ge2mst_jax.models.sizes import Parameters, parameter_counts
 from ge2mst_jax.models.spike_driven_transformer import SpikeDrivenTransformer
 from ge2mst_jax.models.spikformer import Spikformer
 from ge2mst_jax.models.spikingresformer import SpikingResformer
@@ -19,6 +20,7 @@ __all__ = [
     "Ge2mST",
     "MaxFormer",
     "MetaSpikeFormer",
+    "Parameters",
     "PeerSize",
     "QKFormer",
     "SpikeDrivenTransformer",
@@ -30,4 +32,5 @@ __all__ = [
     "from_torch",
     "model_class",
     "model_fields",
+    "parameter_counts",
 ]

@@ -105,7 +105,6 @@ class ESpikeFormer(Peer):
     expand: int = 4
 
     NEURONS = ("sfa",)
-    WHOLE = ("dims", "heads", "depths", "expand")
 
     @property
     def wire(self):

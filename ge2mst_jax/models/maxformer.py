@@ -95,8 +95,6 @@ class MaxFormer(Peer):
     expand: int = 4
     small: bool = False
 
-    WHOLE = ("dim", "depths", "heads", "expand")
-
     def body(self, layers, signal):
         arriving = signal
         for stage, depth in enumerate(self.depths):

@@ -54,8 +54,8 @@ class RepConv(nn.Module):
         fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         shapes = {
             "kernel": (1, 1, channels, channels),
-            "mix": (3, 3, 1, channels),
-            "out": (1, 1, channels, self.features),
+            "kernel_mix": (3, 3, 1, channels),
+            "kernel_out": (1, 1, channels, self.features),
         }
         kernels = [self.param(key, fan_in, shape).astype(self.wire.dtype) for key, shape in shapes.items()]
         current = signal.integrate(lambda x: self._convolve(x, kernels, train))

@@ -6,13 +6,14 @@ are ours, so that one energy count, one trainer and one evaluation serve them al
 
 import collections
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.checks import check_choice, check_whole, shown
+from ge2mst_jax.checks import check_choice, check_flag, check_whole, shown
 from ge2mst_jax.grouping import Scale
 from ge2mst_jax.models.ge2mst import REMAT
 from ge2mst_jax.nn import (
@@ -122,8 +123,8 @@ class Peer(nn.Module):
 
     #: Neurons that the family is made of.
     NEURONS = ("lif", "plif", "if")
-    #: Fields that are whole numbers, or tuples of them.
-    WHOLE = ()
+    #: Whether the classifier has a bias.
+    HEAD_BIAS = True
 
     def __post_init__(self):
         check_whole("num_classes", self.num_classes, 1, 2**20)
@@ -131,10 +132,9 @@ class Peer(nn.Module):
         check_choice("normalize", self.normalize, NORMALIZE)
         check_choice("remat", self.remat, REMAT)
         check_choice("execution of this network", self.execution, ("training",))
-        for name in self.WHOLE:
-            value = getattr(self, name)
-            for each in value if isinstance(value, tuple) else (value,):
-                check_whole(name, each, 0 if name.startswith("depth") else 1, 2**16)
+        for field in dataclasses.fields(self):
+            if field.name not in Peer.__dataclass_fields__:
+                check_own(field.name, getattr(self, field.name), field.default)
         _ = self.wire
         super().__post_init__()
 
@@ -162,7 +162,27 @@ class Peer(nn.Module):
         logits = layers.keep(Head(self.wire, self.num_classes, self.HEAD_BIAS, name="head"), signal)
         return refuse_others(logits, images), collections.OrderedDict(layers.aux)
 
-    HEAD_BIAS = True
+
+def check_own(name: str, value, usual) -> None:
+    """Refuses a value of a family's own field that is not of its usual value's kind: a flag, a text of as many digits 0
+    and 1, a whole number, or as many of them.
+
+    >>> check_own("depths", (1, 2), (1, 2, 7))
+    Traceback (most recent call last):
+    ValueError: depths is (1, 2): it must be 3 whole numbers
+    """
+    if isinstance(usual, bool):
+        check_flag(name, value)
+    elif isinstance(usual, str):
+        if not isinstance(value, str) or not re.fullmatch(f"[01]{{{len(usual)}}}", value):
+            raise ValueError(f"{name} is {shown(value)}: it must be {len(usual)} digits, each 0 or 1")
+    elif isinstance(usual, tuple):
+        if not isinstance(value, tuple) or len(value) != len(usual):
+            raise ValueError(f"{name} is {shown(value)}: it must be {len(usual)} whole numbers")
+        for each, one in zip(value, usual, strict=True):
+            check_own(name, each, one)
+    else:
+        check_whole(name, value, 0 if name in ("depth", "depths", "kernels") else 1, 2**16)
 
 
 def check_heads(channels: int, heads: int) -> None:

@@ -69,8 +69,6 @@ class QKFormer(Peer):
     expand: int = 4
     small: bool = False
 
-    WHOLE = ("dim", "depths", "heads", "expand")
-
     def body(self, layers, signal):
         for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             width = self.dim // 2 ** (2 - stage)

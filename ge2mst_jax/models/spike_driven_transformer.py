@@ -77,8 +77,6 @@ class SpikeDrivenTransformer(Peer):
     expand: int = 4
     pools: str = "1111"
 
-    WHOLE = ("dim", "depth", "heads", "expand")
-
     def body(self, layers, signal):
         check_heads(self.dim, self.heads)
         current = layers.keep(PatchSplitting(self.wire, self.dim, self.pools, name="stem"), signal, layers.train)

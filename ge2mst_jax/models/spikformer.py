@@ -83,8 +83,6 @@ class Spikformer(Peer):
     pools: str = "1111"
     pool_currents: bool = False
 
-    WHOLE = ("dim", "depth", "heads", "expand")
-
     def body(self, layers, signal):
         check_heads(self.dim, self.heads)
         stem = SpikingPatchSplitting(self.wire, self.dim, self.pools, self.pool_currents, name="stem")

@@ -193,7 +193,6 @@ class SpikingResformer(Peer):
     group_width: int = 64
     small: bool = False
 
-    WHOLE = ("dims", "heads", "depths", "patches", "expand", "group_width")
     HEAD_BIAS = False
 
     def body(self, layers, signal):

@@ -49,8 +49,8 @@ class Names(NamedTuple):
 
 
 #: Leaves of a re-parameterised convolution under the name of the module that holds it.
-REP = {"kernel": "0.body.0", "norm_in": "0.body.1.bn", "mix": "0.body.2.0", "out": "0.body.2.1",
-       "norm_out": "0.body.2.2", "norm": "1"}  # fmt: skip
+REP = {"kernel": "0.body.0", "norm_in": "0.body.1.bn", "kernel_mix": "0.body.2.0",
+       "kernel_out": "0.body.2.1", "norm_out": "0.body.2.2", "norm": "1"}  # fmt: skip
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 RATES = {"rate": "firing_rate_x", "rate_attention": "firing_rate_attn"}
 
@@ -294,12 +294,7 @@ def from_torch(model, state: dict[str, np.ndarray], image_shape) -> tuple[dict, 
         if key not in state:
             raise ValueError(f"{leaf}: the file holds no {key} (names of {names.origin}, {family})")
         read.add(key)
-        array = _laid_out(np.asarray(state[key], np.float32), leaf, part, _factor(model, leaf))
-        if array.shape != shape.shape:
-            raise ValueError(
-                f"{key} is {state[key].shape}, here {array.shape}: {leaf} of this network is {shape.shape}"
-            )
-        found[leaf] = array
+        found[leaf] = _read(state, key, leaf, part, shape.shape, _factor(model, leaf))
     _fold_biases(found, state, names, read)
     left = sorted(key for key in state if key not in read and not re.search(names.unused, key))
     if left:
@@ -340,16 +335,29 @@ def _key(rule: Rule, match, rest: list[str]) -> str | None:
     return None
 
 
+def is_kernel(leaf: str) -> bool:
+    """Whether a leaf of ours is a synapse's."""
+    return leaf.rsplit("/", 1)[1].startswith("kernel")
+
+
+def _read(state, key: str, leaf: str, part, shape, factor: float = 1.0) -> np.ndarray:
+    """An array of theirs as our leaf has it; refused where its shape is another."""
+    array = _laid_out(np.asarray(state[key], np.float32), leaf, part, factor)
+    if array.shape != shape:
+        raise ValueError(f"{key} is {np.shape(state[key])}, here {array.shape}: {leaf} of this network is {shape}")
+    return array
+
+
 def _laid_out(array: np.ndarray, leaf: str, part, factor: float) -> np.ndarray:
     """An array of theirs as ours: a part of the first axis, a kernel's axes, a scale."""
-    if part is not None:
+    if part is not None and array.ndim:
         which, count = part
         array = array[which * len(array) // count : (which + 1) * len(array) // count]
     if leaf.endswith("/rate"):
         return array.reshape(-1)
     if leaf == "params/head/kernel":
         return factor * array.T
-    if leaf.rsplit("/", 1)[1] in ("kernel", "mix", "out"):
+    if is_kernel(leaf) and array.ndim <= 4:
         array = array.reshape(array.shape + (1,) * (4 - array.ndim))  # of a 1x1, some have no axes of its sides
         return factor * array.transpose(2, 3, 1, 0)
     return array
@@ -357,7 +365,7 @@ def _laid_out(array: np.ndarray, leaf: str, part, factor: float) -> np.ndarray:
 
 def _factor(model, leaf: str) -> float:
     """What theirs is multiplied by: levels `n` arrive here where theirs are `n/D`, but for the image and the head."""
-    if model.neuron != "sfa" or not leaf.endswith(("/kernel", "/mix")):
+    if model.neuron != "sfa" or not is_kernel(leaf):
         return 1.0
     largest = model.code.max_level
     return float(largest) if leaf == "params/head/kernel" else 1.0 if "down_c0/" in leaf else 1 / largest
@@ -371,4 +379,4 @@ def _fold_biases(found: dict, state, names: Names, read: set) -> None:
         bias = f"{key.removesuffix('.weight')}.bias"
         if bias in state and bias not in read:
             read.add(bias)
-            found[leaf] = found[leaf] - _laid_out(np.asarray(state[bias], np.float32), leaf, part, 1.0)
+            found[leaf] = found[leaf] - _read(state, bias, leaf, part, found[leaf].shape)

@@ -41,6 +41,8 @@ def record(signal: Signal, activity, wire: Wire, current: Current | None) -> Neu
     """What a neuron layer leaves in `aux`, from the signal that it sends; real numbers are no spikes and count none."""
     about = {"code": signal.code, "steps": signal.steps, "shape": signal.image_shape}
     about["parts"] = () if current is None else current.parts
+    if signal.real and signal.form == "steps":
+        about["passes"] = signal.data.shape[0]
     if wire.capture == "none":
         return NeuronRecord(None, None, None, None, None, **about)
     timed, code = signal.form != "levels", signal.code

@@ -267,14 +267,15 @@ class NeuronRecord:
     train: jax.Array | None  # [T, B, H, W, C] bool where captured and fired, else None
     current: jax.Array | None  # [B, H, W, C] where captured (the image has none)
     code: SpikeCode | None = struct.field(pytree_node=False)
-    steps: int = struct.field(pytree_node=False)  # T; 0 of real numbers, which are sent once and are no spikes
+    steps: int = struct.field(pytree_node=False)  # T; 0 of real numbers, which are no spikes
     shape: tuple[int, ...] = struct.field(pytree_node=False)  # (H, W, C)
     parts: tuple[str, ...] = struct.field(pytree_node=False)  # of its current; () for the image
     gate: bool = struct.field(pytree_node=False, default=False)  # whether it opens and closes what others send
+    passes: int = struct.field(pytree_node=False, default=1)  # of real numbers: how often an image's are sent
 
     @property
     def real(self) -> bool:
-        """Whether it sends real numbers: no code, and not step by step."""
+        """Whether it sends real numbers, which are neither levels nor spikes."""
         return self.code is None and self.steps == 0
 
 

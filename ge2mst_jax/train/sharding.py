@@ -29,7 +29,7 @@ class Rule:
 #: Read in order, the first that matches decides. Optimiser moments and the average carry their parameter's path.
 RULES = (
     Rule(r"head/kernel$", fsdp=True),
-    Rule(r"kernel$", tensor=True, fsdp=True),
+    Rule(r"kernel[^/]*$", tensor=True, fsdp=True),
     Rule(r""),
 )
 

@@ -59,7 +59,9 @@ def decayed(params, freeze: str | None = None):
     >>> decayed({"a": {"kernel": 1, "bias": 2}, "b": {"kernel": 3}}, "^b/")
     {'a': {'kernel': True, 'bias': False}, 'b': {'kernel': False}}
     """
-    return traverse_util.path_aware_map(lambda path, free: free and path[-1] == "kernel", trained(params, freeze))
+    return traverse_util.path_aware_map(
+        lambda path, free: free and path[-1].startswith("kernel"), trained(params, freeze)
+    )
 
 
 def learning_rate(config: TrainConfig, examples: int) -> optax.Schedule:

@@ -31,7 +31,7 @@ def use(monkeypatch, folder):
 
     def chosen(**about):
         about = dict(data=f"folder:{folder}", decode=DECODE, classes=NAMES) | about
-        monkeypatch.setattr(evaluate, "load_deployed", lambda *_: tiny_net(**about))
+        monkeypatch.setattr(evaluate, "load_network", lambda *_: tiny_net(**about))
 
     return chosen
 
@@ -71,7 +71,7 @@ def test_matrix_accuracy_and_confused_pairs_are_one_count(tmp_path, use, folder,
 def test_top_5_of_more_than_five_classes(tmp_path, monkeypatch, capsys):
     model = tiny_model(stages=(("conv", 8, 1),), num_classes=10)
     net = deploy(model, random_variables(model, (8, 8, 1)), (8, 8, 1), about={"data": "digits"})
-    monkeypatch.setattr(evaluate, "load_deployed", lambda *_: net)
+    monkeypatch.setattr(evaluate, "load_network", lambda *_: net)
     _, found = evaluated(tmp_path, "--execution", "dense")
     digits = load_digits()
     order = np.argsort(-np.asarray(net(digits.test_images)[0]), 1, kind="stable")

@@ -28,7 +28,7 @@ def use(monkeypatch):
     """Has the script load a tiny network that says this of its images."""
 
     def chosen(**about):
-        monkeypatch.setattr(predict, "load_deployed", lambda _: tiny_net(**about))
+        monkeypatch.setattr(predict, "load_network", lambda *_: tiny_net(**about))
 
     return chosen
 

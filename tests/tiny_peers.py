@@ -1,0 +1,66 @@
+"""Tiny networks of the peers' families, with variables under which their neurons fire, and what they make of images."""
+
+import functools
+
+import jax
+from tiny_networks import DRAWS, random_images, random_variables
+
+from ge2mst_jax import create_model
+from ge2mst_jax.models import PEERS
+
+#: Of one published size of each family: fields that make it tiny.
+TINY = {
+    "spikformer_4_384": dict(dim=16, depth=1, heads=2),
+    "sdt_2_512": dict(dim=16, depth=1, heads=2),
+    "meta_spikeformer_8_256": dict(dims=(4, 8, 16, 16), depths=(1, 0), heads=2),
+    "e_spikeformer_s": dict(dims=(4, 8, 16, 16), depths=(1, 0), heads=2),
+    "qkformer_4_384": dict(dim=16, depths=(1, 1, 1), heads=(2, 2, 2)),
+    "maxformer_4_384": dict(dim=16, depths=(1, 1, 1), heads=2),
+    "spikingresformer_cifar": dict(dims=(8, 16, 16), heads=(1, 2, 2), depths=(1, 1, 1), group_width=8),
+}
+#: Sides of their images, such that attention meets at least four tokens.
+SIDES = {name: 32 if "e_spike" in name or "meta" in name else 16 for name in TINY}
+CLASSES, BATCH = 5, 4
+
+
+def tiny_peer(name: str, **changes):
+    """The tiny network of a size in `TINY`."""
+    return create_model(name, **({"num_classes": CLASSES} | TINY[name] | changes))
+
+
+def shape_of(name: str) -> tuple[int, int, int]:
+    return SIDES[name], SIDES[name], 3
+
+
+def firing_variables(model, shape, seed=0):
+    """Random variables whose norms let neurons of threshold 1 and a leak of a half fire."""
+    kernel = DRAWS["kernel"]
+    draws = {
+        "kernel_mix": kernel,
+        "kernel_out": kernel,
+        "scale": lambda random, a: random.uniform(1.0, 3.0, a.shape),
+        "bias": lambda random, a: random.uniform(0.0, 1.5, a.shape),
+        "rate": lambda random, a: random.uniform(0.1, 0.9, a.shape),
+    }
+    return random_variables(model, shape, seed, **draws)
+
+
+@functools.cache
+def applied(name: str):
+    """The tiny network's evaluation, compiled once: `(variables, images) -> (logits, aux)`, levels captured."""
+    return jax.jit(tiny_peer(name, capture="levels").apply)
+
+
+@functools.cache
+def evaluated(name: str):
+    """`(variables, images, logits, aux)` of a batch, as NumPy has them."""
+    shape = shape_of(name)
+    variables, images = firing_variables(tiny_peer(name), shape), random_images(BATCH, shape)
+    return variables, images, *jax.device_get(applied(name)(variables, images))
+
+
+def shrink(monkeypatch, name: str, side: int) -> None:
+    """Has the table give the tiny network under the size's name, for images of a side."""
+    size = PEERS[name]
+    tiny = size._replace(fields=size.fields | TINY[name], image=(side, CLASSES))
+    monkeypatch.setitem(PEERS, name, tiny)
