@@ -1,10 +1,14 @@
 """What the neuron, the attention and the deployed network cost, measured in one run as paired medians.
 
-    python experiments/bench.py [--json FILE] [--images FOLDER] [--peer True] [--quick True]
+    python experiments/bench.py [--json FILE] [--images FOLDER] [--pytorch True] [--quick True]
 
 Alternatives take turns (a b a b ...), so that a busy machine slows all of them; a figure is the median of its turns.
 Memory is the compiler's own figure: temporary bytes of the compiled training step. With a folder of images by class the
 input pipeline is measured as well, against plain Pillow. About 8 minutes on 2 CPU cores.
+
+    python experiments/bench.py --only peers --pytorch True --batch-size 8
+
+The published networks beside ours, in JAX and as SpikingJelly has them in PyTorch.
 """
 
 import signals  # noqa: F401  # before all that takes time
@@ -13,29 +17,28 @@ import signals  # noqa: F401  # before all that takes time
 import dataclasses
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness.timing import medians, random_batch, temporary_bytes, training_step
+from harness import pytorch
+from harness.peers import PEER_SIDES, beside_peers, peers_table
+from harness.timing import medians, plain_config, random_batch, random_network, temporary_bytes, training_step
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ge2mst_jax import create_model
 from ge2mst_jax.checks import check_whole, one_line
 from ge2mst_jax.convert import deploy
 from ge2mst_jax.convert.deploy import forward
-from ge2mst_jax.data import AugmentConfig, open_source
+from ge2mst_jax.data import open_source
 from ge2mst_jax.data.throughput import measure
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.grouping import attention_synops, gw_attention
 from ge2mst_jax.nn import ATTENTION_RATES
 from ge2mst_jax.provenance import environment
-from ge2mst_jax.train import TrainConfig
 from ge2mst_jax.train.command import run_command
 
 
@@ -63,14 +66,15 @@ class Bench:
             "attention",
             "deployed",
             "input_pipeline",
+            "peers",
         ],
         ...,
     ] = ()
-    """Measure these alone; all if none."""
-    peer: bool = False
-    """Also time SpikingJelly's Spikformer 4-384 (needs torch and spikingjelly)."""
+    """Measure these alone; all but `peers` if none."""
+    pytorch: bool = False
+    """Also time PyTorch (needs torch and spikingjelly): SpikingJelly's peers, elsewhere its Spikformer 4-384."""
     quick: bool = False
-    """Only see that it runs: ge2mst_nano at 8x8, 4 images, 2 turns, 4² and 8² tokens."""
+    """Only see that it runs: ge2mst_nano at 8x8, 4 images, 2 turns, 4² and 8² tokens, one peer."""
 
     def __post_init__(self):
         check_whole("image_size", self.image_size, 1, 2**12)
@@ -80,11 +84,7 @@ class Bench:
 
 def step_of(options: Bench, **changes):
     """The trainer's own compiled step, on one device unless told otherwise, and a call of it on one batch."""
-    config = TrainConfig(
-        **dict(model=options.model, dtype="float32", mesh_data=1) | changes,
-        batch_size=options.batch_size, augment=AugmentConfig(),
-    )  # fmt: skip
-    return training_step(config, image_shape(options))
+    return training_step(plain_config(options.model, options.batch_size, **changes), image_shape(options))
 
 
 def image_shape(options: Bench) -> tuple[int, int, int]:
@@ -92,12 +92,10 @@ def image_shape(options: Bench) -> tuple[int, int, int]:
 
 
 def twin_against_relu(options: Bench) -> dict:
-    """The trainer's step of one network, only the neuron differs; the peer's beside it if asked for."""
+    """The trainer's step of one network, only the neuron differs; PyTorch's Spikformer beside it if asked for."""
     steps = {neuron: step_of(options, neuron=neuron) for neuron in ("relu", "expg")}
     runs = {neuron: run for neuron, (_, run) in steps.items()}
-    if options.peer:
-        runs["peer"] = peer_training(options.batch_size)
-    seconds = medians(runs, options.rounds)
+    seconds = medians(runs | spikformer(options, pytorch.training), options.rounds)
     memory = {neuron: temporary_bytes(compiled) for neuron, (compiled, _) in steps.items()}
     return {
         "seconds": seconds,
@@ -127,14 +125,14 @@ def training_over_time_steps(options: Bench) -> dict:
 
 
 def training_over_devices(options: Bench) -> dict:
-    """The trainer's step of one network and batch on 1, 2, 4, ... of the devices that there are; the peer's if asked.
+    """The trainer's step of one network and batch on 1, 2, 4, ... of the devices that there are; PyTorch's if asked.
 
     On a CPU `XLA_FLAGS=--xla_force_host_platform_device_count=8` before the command makes 8 devices of its cores.
     """
     counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count() and options.batch_size % n == 0]
     steps = {str(n): step_of(options, mesh_data=n) for n in counts}
     runs = {n: run for n, (_, run) in steps.items()}
-    seconds = medians(runs | ({"peer": peer_training(options.batch_size)} if options.peer else {}), options.rounds)
+    seconds = medians(runs | spikformer(options, pytorch.training), options.rounds)
     return {
         "batch_size": options.batch_size,
         "seconds_an_image": {name: s / options.batch_size for name, s in seconds.items()},
@@ -180,71 +178,36 @@ def deployed(options: Bench) -> dict:
     """Images a second of one deployed network of T = 4, both executions and precisions, logits alone.
 
     Beside them the ANN of its shape (ReLU, BatchNorm of the averages, which XLA fuses into the convolutions' epilogue),
-    the training network's own forward pass and, if asked for, the peer.
+    the training network's own forward pass and, if asked for, PyTorch's Spikformer.
     """
     images, _ = random_batch(options.batch_size, image_shape(options))
-    made = {neuron: create_model(options.model, neuron=neuron, capture="none") for neuron in ("relu", "expg")}
-    variables = {neuron: jax.jit(model.init)(jax.random.key(0), images) for neuron, model in made.items()}
+    trained = random_network(options.model, images, neuron="expg")
     calls = {
-        name: functools.partial(forward, made[neuron], variables[neuron], images)
-        for name, neuron in (("relu", "relu"), ("training", "expg"))
+        "relu": functools.partial(forward, *random_network(options.model, images, neuron="relu"), images),
+        "training": functools.partial(forward, *trained, images),
     }
     for bits in (24, 31):
-        net = deploy(made["expg"], variables["expg"], images.shape[1:], current_bits=bits)
+        net = deploy(*trained, images.shape[1:], current_bits=bits)
         for execution in ("dense", "spiking"):
             module = net.executed(execution, "none")
             calls[f"{execution}_{bits}"] = functools.partial(forward, module, net.variables(execution), images)
-    if options.peer:
-        calls["peer"] = peer(options.batch_size)
-    seconds = medians(calls, options.rounds)
+    seconds = medians(calls | spikformer(options, pytorch.inference), options.rounds)
     return {
         "batch_size": options.batch_size,
         "images_per_second": {n: options.batch_size / s for n, s in seconds.items()},
     }
 
 
-def peer(batch_size: int):
-    """A call of SpikingJelly's Spikformer 4-384 at T = 4, on 32x32 images (extra `peer`)."""
-    torch, functional, spikformer_cifar10 = import_peer()
-    network = spikformer_cifar10(T=4).eval()
-    images = torch.rand(batch_size, 3, 32, 32)
-
-    def run():
-        with torch.inference_mode():
-            functional.reset_net(network)
-            return network(images).numpy()
-
-    return run
+def spikformer(options: Bench, work) -> dict:
+    """A call of SpikingJelly's Spikformer 4-384 at T = 4, on 32x32 images, if asked for."""
+    return {"pytorch": work("spikformer_4_384", 32, options.batch_size)} if options.pytorch else {}
 
 
-def peer_training(batch_size: int):
-    """A call of its training step: cross-entropy, backward through time, SGD."""
-    torch, functional, spikformer_cifar10 = import_peer()
-    network = spikformer_cifar10(T=4).train()
-    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
-    images, labels = torch.rand(batch_size, 3, 32, 32), torch.zeros(batch_size, dtype=torch.long)
-
-    def run():
-        functional.reset_net(network)
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(network(images).mean(0), labels)  # [T, B, classes]
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    return run
-
-
-def import_peer():
-    """Torch and what of SpikingJelly is used."""
-    try:
-        import torch
-        from spikingjelly.activation_based import functional
-        from spikingjelly.activation_based.model.spikformer import spikformer_cifar10
-    except ImportError as error:
-        raise ValueError(f"peer: {error}; install the extra: pip install torch spikingjelly") from error
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return torch, functional, spikformer_cifar10
+def peers(options: Bench) -> dict:
+    """Training and inference of every family, in turns with our network on the same images and with PyTorch's."""
+    sides = {"sdt_2_512": options.image_size} if options.quick else PEER_SIDES
+    rows = beside_peers(options.model, sides, options.batch_size, options.rounds, options.pytorch)
+    return {"batch_size": options.batch_size, "rows": rows}
 
 
 def input_pipeline(options: Bench) -> dict | None:
@@ -329,6 +292,7 @@ MEASUREMENTS = {
     "attention": (attention, attention_table),
     "deployed": (deployed, deployed_table),
     "input_pipeline": (input_pipeline, pipeline_table),
+    "peers": (peers, peers_table),
 }
 
 
@@ -339,11 +303,12 @@ def main(options: Bench) -> None:
         open_source(f"folder:{options.images}", "train")  # before minutes are spent
     if options.json is not None and not options.json.parent.is_dir():
         raise ValueError(f"json is {one_line(options.json)}: there is no folder {one_line(options.json.parent)}")
-    if options.peer:
-        import_peer()
+    if options.pytorch:
+        pytorch.import_pytorch()
     console = Console()
     found = {"model": options.model, "batch_size": options.batch_size, "environment": environment()}
-    for name in track(options.only or MEASUREMENTS, "measuring", console=console):
+    sections = options.only or [name for name in MEASUREMENTS if name != "peers"]
+    for name in track(sections, "measuring", console=console):
         found[name] = MEASUREMENTS[name][0](options)
     for name, (_, table) in MEASUREMENTS.items():
         if found.get(name) is not None:

@@ -1,4 +1,4 @@
-"""What a compiled training step costs: its memory, and its time in turns with others."""
+"""What a network costs: the memory of its compiled training step, and its time in turns with others."""
 
 import time
 
@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.train import set_up
+from ge2mst_jax import create_model
+from ge2mst_jax.data import AugmentConfig
+from ge2mst_jax.train import TrainConfig, set_up
 from ge2mst_jax.train.sharding import batch_sharding, replicated
 
 
@@ -28,6 +30,18 @@ def random_batch(batch_size: int, image_shape, classes: int = 10):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (batch_size, *image_shape), np.uint8)
     return jnp.asarray(images), jnp.asarray(random.integers(0, classes, batch_size, np.int32))
+
+
+def random_network(name: str, images, **changes):
+    """A network that leaves nothing but logits, and random variables of it."""
+    model = create_model(name, capture="none", **changes)
+    return model, jax.jit(model.init)(jax.random.key(0), images)
+
+
+def plain_config(model: str, batch_size: int, **changes) -> TrainConfig:
+    """A run's defaults in float32, without augmentation, on one device unless told otherwise."""
+    fields = dict(model=model, batch_size=batch_size, dtype="float32", mesh_data=1, augment=AugmentConfig())
+    return TrainConfig(**fields | changes)
 
 
 def training_step(config, image_shape, classes: int = 10):

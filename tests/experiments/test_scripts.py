@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import importlib.util
 import json
 import sys
 
@@ -270,6 +271,14 @@ def test_bench_refuses_a_file_that_cannot_be_written_before_it_measures(tmp_path
     assert f"json is {tmp_path}/gone/bench.json: there is no folder {tmp_path}/gone" in capsys.readouterr().err
 
 
+def test_bench_refuses_pytorch_where_there_is_none_before_it_measures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run(bench, bench.Bench, "--pytorch", "True", "--json", tmp_path / "bench.json") == 2
+    said = capsys.readouterr().err
+    assert "install the extra: pip install torch spikingjelly" in said
+    assert len(said.strip().splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_bench_prints_and_writes_its_figures(tmp_path, capsys):
     path = tmp_path / "bench.json"
@@ -288,3 +297,21 @@ def test_bench_prints_and_writes_its_figures(tmp_path, capsys):
     assert len(set(memory)) == 1
     assert found["input_pipeline"]["ratio"] > 0.2
     assert "twin / ReLU" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bench_times_a_peer_beside_ours_and_beside_pytorch_where_it_is_installed(tmp_path, capsys):
+    path, beside = tmp_path / "bench.json", importlib.util.find_spec("spikingjelly") is not None
+    arguments = ["--only", "peers", "--quick", "True", "--pytorch", beside, "--json", path]
+    assert run(bench, bench.Bench, *arguments) == 0
+    ours, peer = json.loads(path.read_text())["peers"]["rows"]
+    assert (ours["model"], peer["model"]) == ("ge2mst_nano", "sdt_2_512")
+    assert (ours["parameters"], peer["parameters"]) == (117_082, 10_227_274)
+    assert set(ours["training"]) == {"jax"}
+    frameworks = {"jax", "pytorch"} if beside else {"jax"}
+    for work in ("training", "inference"):
+        assert set(peer[work]) == {"ge2mst_nano"} | frameworks
+        assert ours[work]["jax"] == peer[work]["ge2mst_nano"] > 0
+    assert set(peer["bytes"]) == frameworks
+    assert min(peer["bytes"].values()) > 4 * peer["parameters"]  # their gradient
+    assert ("in PyTorch" in capsys.readouterr().out) == beside
