@@ -106,11 +106,11 @@ def sizes_table(rows: list[dict]) -> str:
               "multiply-adds"]  # fmt: skip
     lines = []
     for row in rows:
-        together = (row["ours"] + row["biases"] - row["norms"]) / 1e6
-        left_out = f"{row['norms'] / 1e6:.3f} M" if row["norms"] else ""
+        whole = row["counted"] == row["ours"] + row["biases"]
+        left_out = "" if whole else f"{row['norms'] / 1e6:.3f} M"
         lines.append([
             f"`{row['model']}`", str(row["image"]), str(row["steps"]), f"{row['ours'] / 1e6:.3f} M",
-            f"{row['biases'] / 1e6:.3f} M", left_out, f"{together:.3f} M",
+            f"{row['biases'] / 1e6:.3f} M", left_out, f"{row['counted'] / 1e6:.3f} M",
             "not seen" if row["published"] is None else f"{row['published']} M", f"{row['macs'] / 1e9:.2f} G",
         ])  # fmt: skip
     return markdown(header, lines)
