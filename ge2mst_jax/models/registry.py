@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.checks import check_choice, one_line, shown
+from ge2mst_jax.checks import one_line, shown
 from ge2mst_jax.grouping import Scale, check_rates
 from ge2mst_jax.models.e_spikeformer import ESpikeFormer
 from ge2mst_jax.models.ge2mst import Ge2mST, StageSize
@@ -157,7 +157,9 @@ def model_class(name: str) -> type:
     >>> model_class("qkformer_4_384").__name__
     'QKFormer'
     """
-    check_choice("model", name, (*SIZES, *PEERS))
+    if not isinstance(name, str) or name not in {**SIZES, **PEERS}:
+        peers = f"{len(PEERS)} peers, such as qkformer_4_384 (docs/peers.md)"
+        raise ValueError(f"unknown model {shown(name)}: known are {', '.join(SIZES)} and {peers}")
     return PEERS[name].family if name in PEERS else Ge2mST
 
 

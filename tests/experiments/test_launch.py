@@ -30,6 +30,12 @@ SLURM = ["--run-dir", "/mnt/runs/s"]
 BASH = os.environ.get("BASH_3_2")
 
 
+@pytest.fixture(autouse=True)
+def usual_python(monkeypatch):
+    """`make PYTHON=...` hands its interpreter on, which the launchers would take."""
+    monkeypatch.delenv("PYTHON", raising=False)
+
+
 def launch(script, *arguments, **options):
     command = [*([BASH] if BASH else []), str(LAUNCH / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, **options)
