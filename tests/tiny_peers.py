@@ -32,6 +32,7 @@ def shape_of(name: str) -> tuple[int, int, int]:
     return SIDES[name], SIDES[name], 3
 
 
+@functools.cache
 def firing_variables(model, shape, seed=0):
     """Random variables whose norms let neurons of threshold 1 and a leak of a half fire."""
     kernel = DRAWS["kernel"]

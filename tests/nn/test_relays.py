@@ -187,5 +187,5 @@ def test_whole_pixels_are_presented_whatever_their_type():
 
 @pytest.mark.parametrize("images", [np.zeros((2, 3, 4), np.uint8), np.zeros((1, 3, 4, 3), np.int32)])
 def test_what_are_no_images_are_refused(images):
-    with pytest.raises(ValueError, match="^images of "):
+    with pytest.raises(ValueError, match=r"^images of "):
         relay(Presented, jnp.asarray(images))
