@@ -104,7 +104,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(found, dict):
         raise ValueError(f"{one_line(path)} holds a {type(found).__name__}: it must be a state dict")
     arrays = {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
-    return {name: x.detach().to(torch.float32).numpy() for name, x in arrays.items()}
+    dense = {name: x for name, x in arrays.items() if x.layout == torch.strided and not x.is_quantized}
+    return {name: x.detach().to(torch.float32).numpy() for name, x in dense.items()}
 
 
 def classes_of(options: ImportWeights, state: dict) -> tuple[list[str], int]:
@@ -137,7 +138,10 @@ def main(options: ImportWeights) -> None:
     setup = set_up(config, (side, side, 3), len(classes), examples, make_mesh(1, 1, jax.devices()[:1]))
     variables, origin = from_torch(setup.model, state, (side, side, 3))
     first = setup.init().replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=variables)
-    about = {"config": as_json(config), "image_shape": [side, side, 3], "classes": classes, "examples": examples}
+    about = {
+        "config": as_json(config), "image_shape": [side, side, 3], "classes": classes, "examples": examples,
+        "data": None, "best": None, "accuracy": None, "evaluation": None, "metrics_lines": 0,
+    }  # fmt: skip
     with exclusive(run_dir):
         check_unused(run_dir)
         with Checkpoints(run_dir) as checkpoints:

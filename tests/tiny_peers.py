@@ -3,10 +3,12 @@
 import functools
 
 import jax
+import numpy as np
 from tiny_networks import DRAWS, random_images, random_variables
 
 from ge2mst_jax import create_model
 from ge2mst_jax.models import PEERS
+from ge2mst_jax.models.torch_names import place
 
 #: Of one published size of each family: fields that make it tiny.
 TINY = {
@@ -32,6 +34,7 @@ def shape_of(name: str) -> tuple[int, int, int]:
     return SIDES[name], SIDES[name], 3
 
 
+@functools.cache
 def firing_variables(model, shape, seed=0):
     """Random variables whose norms let neurons of threshold 1 and a leak of a half fire."""
     kernel = DRAWS["kernel"]
@@ -64,3 +67,36 @@ def shrink(monkeypatch, name: str, side: int) -> None:
     size = PEERS[name]
     tiny = size._replace(fields=size.fields | TINY[name], image=(side, CLASSES))
     monkeypatch.setitem(PEERS, name, tiny)
+
+
+def torch_state(flat, names, family: str) -> dict[str, np.ndarray]:
+    """What a PyTorch implementation would hold that has these variables, `{path: array}`.
+
+    Args:
+        flat: our variables; those of E-SpikeFormer with 4 levels.
+        names, family: from `torch_names.NAMES`.
+    """
+    parts, state = {}, {"patch_embed.num_batches_tracked": np.array(3)}
+    for leaf, array in flat.items():
+        factor = 1.0
+        if family == "ESpikeFormer":  # n/4 arrives there, the image and the head's n aside
+            factor = {"params/down_c0/synapse/kernel": 1.0, "params/head/kernel": 4.0}.get(leaf, 0.25)
+        key, part = place(leaf, names)
+        assert key not in state
+        if part is None:
+            state[key] = _theirs(leaf, array, factor)
+        else:
+            parts.setdefault(key, {})[part] = _theirs(leaf, array, factor)
+    for key, found in parts.items():
+        count = next(iter(found))[1]
+        assert set(found) == {(i, count) for i in range(count)}
+        state[key] = np.concatenate([found[i, count] for i in range(count)])
+    return state
+
+
+def _theirs(leaf, array, factor):
+    """An array of ours as PyTorch holds it: `[out, in, k, k]`, a linear map `[out, in]`."""
+    if leaf.rpartition("/")[2].startswith("kernel"):
+        array = array.T if array.ndim == 2 else array.transpose(3, 2, 0, 1)
+        return array / np.float32(factor)
+    return array.reshape(1, -1, 1, 1) if leaf.endswith("rate") else array

@@ -377,6 +377,6 @@ def _fold_biases(found: dict, state, names: Names, read: set) -> None:
         kernel = f"params/{leaf.removeprefix('batch_stats/').removesuffix('norm/mean')}kernel"
         key, part = place(kernel, names)
         bias = f"{key.removesuffix('.weight')}.bias"
-        if bias in state and bias not in read:
+        if bias in state:
             read.add(bias)
             found[leaf] = found[leaf] - _read(state, bias, leaf, part, found[leaf].shape)

@@ -1,0 +1,99 @@
+"""The trainer trains peers: their step on a mesh, what a config may change of them, and losses that fall."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from tiny_peers import TINY, evaluated, shrink
+
+from ge2mst_jax.energy import SpikeCounter
+from ge2mst_jax.models import PEERS, create_model
+from ge2mst_jax.spiking import LIFSettings
+from ge2mst_jax.train import TrainConfig, read_metrics, set_up, train
+from ge2mst_jax.train.budget import spike_rate
+from ge2mst_jax.train.setup import build_model
+from ge2mst_jax.train.step import decayed
+
+DIGITS = ((8, 8, 1), 10, 1437)
+QUICK = ("qkformer_4_384", "spikingresformer_cifar")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+)
+def test_train_step_builds_on_eight_devices(name, monkeypatch, key):
+    shrink(monkeypatch, name, 8)
+    setup = set_up(TrainConfig(model=name), *DIGITS)
+    assert dict(setup.mesh.shape) == {"data": 8, "model": 1}
+    flat = {jax.tree_util.keystr(p): a for p, a in jax.tree_util.tree_leaves_with_path(setup.abstract_state.params)}
+    for path, array in flat.items():  # a kernel is one whatever its name
+        cut = "['kernel" in path and "head" not in path
+        assert array.sharding.spec == (PartitionSpec(None, None, None, "model") if cut else PartitionSpec()), path
+    state, metrics = jax.eval_shape(setup.step, setup.abstract_state, setup.abstract_batch(), key)
+    assert metrics.keys() == {"loss", "accuracy", "gradient_norm", "learning_rate"}
+    assert all(made.shape == () and made.dtype == jnp.float32 for made in metrics.values())
+    for found, before in zip(jax.tree.leaves(state), jax.tree.leaves(setup.abstract_state), strict=True):
+        assert (found.shape, found.dtype) == (before.shape, before.dtype)
+
+
+def test_a_spike_budget_is_that_of_neurons_and_not_of_relays():
+    aux, counter = evaluated("spikformer_4_384")[3], SpikeCounter()
+    counter.add(aux)
+    np.testing.assert_allclose(spike_rate(aux), counter.spikes_per_neuron, rtol=1e-5)
+
+
+def test_kernels_of_every_name_are_decayed():
+    shapes = {"q": {"kernel": 0, "kernel_mix": 0, "kernel_out": 0, "norm_in": {"scale": 0}}, "head": {"bias": 0}}
+    assert decayed(shapes) == {
+        "q": {"kernel": True, "kernel_mix": True, "kernel_out": True, "norm_in": {"scale": False}},
+        "head": {"bias": False},
+    }
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_config_that_changes_nothing_leaves_a_peer_as_it_was_published(name):
+    assert build_model(TrainConfig(model=name), 7) == create_model(name, num_classes=7)
+
+
+def test_a_config_changes_what_a_peer_has():
+    lif = LIFSettings(tau=3.0)
+    config = TrainConfig(model="sdt_2_512", neuron="plif", code="6x1", lif=lif, remat="dots_saveable", dtype="bfloat16")
+    model = build_model(config, 10)
+    changed = dict(neuron="plif", code="6x1", lif=lif, remat="dots_saveable", dtype="bfloat16")
+    assert model == create_model("sdt_2_512", **changed) and model.num_steps == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(attention="ssa"), "unknown field 'attention' of spikformer_4_384: known are num_classes, "),
+        (dict(local=False), "unknown field 'local' of spikformer_4_384: "),
+        (dict(drop_path=0.1), "unknown field 'drop_path' of spikformer_4_384: "),
+        (dict(input_code="direct"), "unknown field 'input_code' of spikformer_4_384: "),
+        (dict(qk_code="1x1"), "unknown field 'qk_code' of spikformer_4_384: "),
+        (dict(scales=("block2",)), "unknown field 'scales' of spikformer_4_384: "),
+        (dict(neuron="sfa"), "unknown neuron of this network 'sfa': known are lif, plif, if"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_config_that_changes_what_a_peer_has_not_is_refused_by_name(changes, says):
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
+        build_model(TrainConfig(model="spikformer_4_384", **changes), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_loss_falls_on_the_digits(name, monkeypatch, tmp_path):
+    """Two passes over the digits, of networks with some ten thousand parameters."""
+    shrink(monkeypatch, name, 8)
+    config = TrainConfig(model=name, epochs=3.0, mesh_data=1, eval_every_epochs=3.0, warmup_epochs=0.5, ema_decay=0.9)
+    trained = train(config, tmp_path)
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
+    losses = np.array([line["loss"] for line in lines])
+    assert np.isfinite(losses).all()
+    print(name, losses[:5].mean(), losses[-5:].mean(), trained.evaluation)
+    assert losses[-5:].mean() < 0.9 * losses[:5].mean()
+    assert trained.evaluation["accuracy"] > 0.25
