@@ -8,7 +8,8 @@ input pipeline is measured as well, against plain Pillow. About 8 minutes on 2 C
 
     python experiments/bench.py --only peers --pytorch True --batch-size 8
 
-The published networks beside ours, in JAX and as SpikingJelly has them in PyTorch.
+The published networks beside ours, in JAX and as SpikingJelly has them in PyTorch; on one core (`taskset -c 0`
+before the command) by CPU time, which leaves out what others do there.
 """
 
 import signals  # noqa: F401  # before all that takes time
@@ -206,8 +207,7 @@ def spikformer(options: Bench, work) -> dict:
 def peers(options: Bench) -> dict:
     """Training and inference of every family, in turns with our network on the same images and with PyTorch's."""
     sides = {"sdt_2_512": options.image_size} if options.quick else PEER_SIDES
-    rows = beside_peers(options.model, sides, options.batch_size, options.rounds, options.pytorch)
-    return {"batch_size": options.batch_size, "rows": rows}
+    return beside_peers(options.model, sides, options.batch_size, options.rounds, options.pytorch)
 
 
 def input_pipeline(options: Bench) -> dict | None:

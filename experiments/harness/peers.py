@@ -8,7 +8,15 @@ from tables import size_of
 
 from ge2mst_jax.convert.deploy import forward
 from harness import pytorch
-from harness.timing import medians, plain_config, random_batch, random_network, temporary_bytes, training_step
+from harness.timing import (
+    medians,
+    one_core_clock,
+    plain_config,
+    random_batch,
+    random_network,
+    temporary_bytes,
+    training_step,
+)
 
 #: Sizes that are measured, and the side of their images: of 32x32 pixels, networks made for ImageNet leave 4 tokens.
 PEER_SIDES = {
@@ -23,8 +31,8 @@ PEER_SIDES = {
 }
 
 
-def beside_peers(ours: str, sides: dict[str, int], batch_size: int, rounds: int, in_pytorch: bool) -> list[dict]:
-    """Rows of our network and of peers, by the side of their images.
+def beside_peers(ours: str, sides: dict[str, int], batch_size: int, rounds: int, in_pytorch: bool) -> dict:
+    """Figures of our network and of peers, by the side of their images.
 
     Args:
         ours: name of our network, which takes turns with every peer; its own figures are the medians over them.
@@ -34,7 +42,8 @@ def beside_peers(ours: str, sides: dict[str, int], batch_size: int, rounds: int,
         in_pytorch: whether PyTorch takes turns too, where SpikingJelly has the network.
 
     Returns:
-        Of each network what it is, seconds of `training` and of `inference`, and `bytes` of training, by framework.
+        `clock` (the function by whose seconds, see `one_core_clock`), `batch_size` and `rows`: of each network what it
+        is, seconds of `training` and of `inference`, and `bytes` of training, by framework.
     """
     rows = []
     for side in sorted(set(sides.values())):
@@ -47,7 +56,7 @@ def beside_peers(ours: str, sides: dict[str, int], batch_size: int, rounds: int,
         for work in calls:
             own[work] = {"jax": float(np.median([row[work][ours] for row in beside]))}
         rows += [own, *beside]
-    return rows
+    return {"clock": one_core_clock().__name__, "batch_size": batch_size, "rows": rows}
 
 
 def in_jax(name: str, side: int, batch_size: int) -> tuple[dict, dict]:
@@ -72,13 +81,14 @@ def peer_row(name: str, side: int, batch_size: int, rounds: int, in_pytorch: boo
         makers = {"training": pytorch.training, "inference": pytorch.inference}
         turns["pytorch"] = {work: make(name, side, batch_size) for work, make in makers.items()}
     for work in calls:
-        row[work] = medians({of: made[work] for of, made in turns.items()}, rounds)
+        row[work] = medians({of: made[work] for of, made in turns.items()}, rounds, one_core_clock())
     return row
 
 
 def peers_table(found: dict, made: dict) -> Table:
     """The rows of `beside_peers`, with a second line where PyTorch ran."""
-    table = Table(title=f"images/s, and MiB of training, batch {made['batch_size']}")
+    second = "CPU second" if made["clock"] == "process_time" else "second"
+    table = Table(title=f"images a {second}, and MiB of training, batch {made['batch_size']}")
     table.add_column("network", overflow="fold")
     for column in ("side", "parameters", "multiply-adds", "training", "inference", "MiB"):
         table.add_column(column, justify="right")

@@ -272,7 +272,7 @@ def test_bench_refuses_a_file_that_cannot_be_written_before_it_measures(tmp_path
 
 
 def test_bench_refuses_pytorch_where_there_is_none_before_it_measures(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "spikingjelly.activation_based", None)
     assert run(bench, bench.Bench, "--pytorch", "True", "--json", tmp_path / "bench.json") == 2
     said = capsys.readouterr().err
     assert "install the extra: pip install torch spikingjelly" in said
