@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from ge2mst_jax.checks import check_choice, check_whole, one_line
+from ge2mst_jax.checks import check_choice, check_whole, cut, one_line
 from ge2mst_jax.data import DecodeConfig, open_source
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.folders import as_folders, exists
@@ -96,7 +96,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise what they like
-        raise ValueError(f"{one_line(path)} cannot be read as weights alone: {one_line(error)}") from error
+        raise ValueError(f"{one_line(path)} cannot be read as weights alone: {cut(one_line(error), 100)}") from error
     for name in NESTED:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
