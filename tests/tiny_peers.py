@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from tiny_networks import DRAWS, random_images, random_variables
 
 from ge2mst_jax import create_model
@@ -16,13 +17,20 @@ TINY = {
     "sdt_2_512": dict(dim=16, depth=1, heads=2),
     "meta_spikeformer_8_256": dict(dims=(4, 8, 16, 16), depths=(1, 0), heads=2),
     "e_spikeformer_s": dict(dims=(4, 8, 16, 16), depths=(1, 0), heads=2),
-    "qkformer_4_384": dict(dim=16, depths=(1, 1, 1), heads=(2, 2, 2)),
-    "maxformer_4_384": dict(dim=16, depths=(1, 1, 1), heads=2),
-    "spikingresformer_cifar": dict(dims=(8, 16, 16), heads=(1, 2, 2), depths=(1, 1, 1), group_width=8),
+    "qkformer_4_384": dict(dim=16, depths=(1, 0, 1), heads=(2, 2, 2)),
+    "maxformer_4_384": dict(dim=16, depths=(0, 1, 1), heads=2),
+    "spikingresformer_cifar": dict(dims=(8, 16, 16), heads=(1, 2, 2), depths=(0, 1, 1), group_width=8),
 }
 #: Sides of their images, such that attention meets at least four tokens.
 SIDES = {name: 32 if "e_spike" in name or "meta" in name else 16 for name in TINY}
 CLASSES, BATCH = 5, 4
+#: Those that are compiled in fast tests; what takes a third of a minute is left to slow ones.
+QUICK = ("spikformer_4_384", "sdt_2_512", "e_spikeformer_s", "qkformer_4_384", "spikingresformer_cifar")
+
+
+def tiny_names(*quick: str):
+    """Sizes in `TINY` for a test to run over, those not named being slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
 
 
 def tiny_peer(name: str, **changes):
@@ -62,10 +70,10 @@ def evaluated(name: str):
     return variables, images, *jax.device_get(applied(name)(variables, images))
 
 
-def shrink(monkeypatch, name: str, side: int) -> None:
-    """Has the table give the tiny network under the size's name, for images of a side."""
+def shrink(monkeypatch, name: str, side: int, **changes) -> None:
+    """Has the table give the tiny network under the size's name, for images of a side, its fields changed."""
     size = PEERS[name]
-    tiny = size._replace(fields=size.fields | TINY[name], image=(side, CLASSES))
+    tiny = size._replace(fields=size.fields | TINY[name] | changes, image=(side, CLASSES))
     monkeypatch.setitem(PEERS, name, tiny)
 
 

@@ -16,7 +16,7 @@ from tiny_peers import CLASSES, applied, firing_variables, shrink, tiny_peer, to
 
 from ge2mst_jax.data import BatchPlan, eval_batches, open_source
 from ge2mst_jax.models.torch_names import NAMES
-from ge2mst_jax.train.checkpoints import CheckpointError, Checkpoints
+from ge2mst_jax.train.checkpoints import CheckpointError, Checkpoints, read_about, steps_in
 from ge2mst_jax.train.deployed import class_names, decoding, load_network
 from ge2mst_jax.train.lock import exclusive
 
@@ -98,13 +98,8 @@ def test_weights_become_a_run_that_is_evaluated_and_predicts(here, folder, capsy
         np.testing.assert_allclose([guess["probability"] for guess in top], expected[index][order[index]], rtol=1e-4)
     assert not found
 
-    for options in ([], ["--execution", "dense"]):
-        assert run(evaluate, evaluate.Evaluate, "a run", *options) == 2
-        said = capsys.readouterr().err
-        assert "'lif' neurons cannot be converted" in said and "--execution trained runs it as it was trained" in said
-    assert run(evaluate, evaluate.Evaluate, "a run", "--execution", "trained", "--certify", 3) == 2
-    assert "certify: what is certified is a deployed network, not one as it was trained" in capsys.readouterr().err
-
+    assert run(evaluate, evaluate.Evaluate, "a run") == 2
+    assert "--execution trained runs it as it was trained" in capsys.readouterr().err
     before = sorted(path for path in here.rglob("*"))
     assert refused(capsys) == "run_dir: a run holds a run already: name another folder"
     assert sorted(path for path in here.rglob("*")) == before
@@ -123,9 +118,9 @@ def test_a_save_that_failed_leaves_nothing_that_is_in_the_way(here, capsys, monk
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", full)
         assert "No space left on device" in refused(capsys)
-    assert not (here / "a run" / "config.json").exists()
+    assert not (here / "a run" / "config.json").exists() and not steps_in(here / "a run" / "checkpoints")
     assert imported() == 0
-    assert class_names(load_network("a run", "trained")) == [str(i) for i in range(CLASSES)]
+    assert read_about(here / "a run", "best")[1]["classes"] == [str(i) for i in range(CLASSES)]
 
 
 def write(here, **arrays):

@@ -17,7 +17,8 @@ from ge2mst_jax import create_model
 from ge2mst_jax.models import PEERS, from_torch
 from ge2mst_jax.models.torch_names import NAMES, families
 
-#: Of implementations that have other layers than the tiny network of their family: what makes it theirs.
+#: A block of each stage; and of implementations that have other layers than the tiny network: what makes it theirs.
+DEPTHS = {family: dict(depths=(1, 1, 1)) for family in ("QKFormer", "MaxFormer", "SpikingResformer")}
 OTHERS = {
     ("QKFormer", "the authors, ImageNet"): dict(small=False),
     ("QKFormer", "SpikingJelly"): dict(small=False),
@@ -53,7 +54,8 @@ IDS = [f"{family}-{names.origin}" for family, names in CASES]
 def network(family, origin):
     """`(model, variables flat by path, shape of images)`."""
     (name,) = (name for name in TINY if PEERS[name].family.__name__ == family)
-    model, shape = tiny_peer(name, **OTHERS.get((family, origin), {})), shape_of(name)
+    changes = DEPTHS.get(family, {}) | OTHERS.get((family, origin), {})
+    model, shape = tiny_peer(name, **changes), shape_of(name)
     return model, traverse_util.flatten_dict(firing_variables(model, shape), sep="/"), shape
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from tiny_peers import TINY, evaluated, shrink
+from tiny_peers import TINY, evaluated, shrink, tiny_names
 
+from ge2mst_jax.data import AugmentConfig
 from ge2mst_jax.energy import SpikeCounter
 from ge2mst_jax.models import PEERS, create_model
 from ge2mst_jax.spiking import LIFSettings
@@ -18,12 +19,9 @@ from ge2mst_jax.train.setup import build_model
 from ge2mst_jax.train.step import decayed
 
 DIGITS = ((8, 8, 1), 10, 1437)
-QUICK = ("qkformer_4_384", "spikingresformer_cifar")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
-)
+@pytest.mark.parametrize("name", tiny_names("spikingresformer_cifar"))
 def test_train_step_builds_on_eight_devices(name, monkeypatch, key):
     shrink(monkeypatch, name, 8)
     setup = set_up(TrainConfig(model=name), *DIGITS)
@@ -84,16 +82,21 @@ def test_a_config_that_changes_what_a_peer_has_not_is_refused_by_name(changes, s
         build_model(TrainConfig(model="spikformer_4_384", **changes), 10)
 
 
+#: Of networks that halve the digits' grid four times: more channels than the tiny ones have.
+WIDER = {name: dict(dims=(16, 32, 32, 32)) for name in ("meta_spikeformer_8_256", "e_spikeformer_s")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_loss_falls_on_the_digits(name, monkeypatch, tmp_path):
-    """Two passes over the digits, of networks with some ten thousand parameters."""
-    shrink(monkeypatch, name, 8)
-    config = TrainConfig(model=name, epochs=3.0, mesh_data=1, eval_every_epochs=3.0, warmup_epochs=0.5, ema_decay=0.9)
+    """Four passes over the digits, 89 steps, of networks with some ten thousand parameters."""
+    shrink(monkeypatch, name, 8, **WIDER.get(name, {}))
+    config = TrainConfig(
+        model=name, epochs=4.0, base_learning_rate=0.08, mesh_data=1, eval_every_epochs=4.0, warmup_epochs=0.5,
+        ema_decay=0.9, augment=AugmentConfig(),
+    )  # fmt: skip
     trained = train(config, tmp_path)
-    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line]
-    losses = np.array([line["loss"] for line in lines])
+    losses = np.array([line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line])
     assert np.isfinite(losses).all()
-    print(name, losses[:5].mean(), losses[-5:].mean(), trained.evaluation)
-    assert losses[-5:].mean() < 0.9 * losses[:5].mean()
-    assert trained.evaluation["accuracy"] > 0.25
+    assert losses[-5:].mean() < 0.8 * losses[:5].mean()
+    assert trained.evaluation["accuracy"] > 0.4
