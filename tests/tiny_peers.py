@@ -24,7 +24,7 @@ TINY = {
 #: Sides of their images, such that attention meets at least four tokens.
 SIDES = {name: 48 if "e_spike" in name or "meta" in name else 16 for name in TINY}
 CLASSES, BATCH = 5, 4
-#: Those that are compiled in fast tests; what takes a third of a minute is left to slow ones.
+#: Those that are compiled in fast tests; the others share most of their parts and are left to slow ones.
 QUICK = ("spikformer_4_384", "sdt_2_512", "e_spikeformer_s", "qkformer_4_384", "spikingresformer_cifar")
 
 
