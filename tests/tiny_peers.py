@@ -19,12 +19,12 @@ TINY = {
     "e_spikeformer_s": dict(dims=(4, 8, 16, 16), depths=(1, 0), heads=2),
     "qkformer_4_384": dict(dim=16, depths=(1, 0, 1), heads=(2, 2, 2)),
     "maxformer_4_384": dict(dim=16, depths=(0, 1, 1), heads=2),
-    "spikingresformer_cifar": dict(dims=(8, 16, 16), heads=(1, 2, 2), depths=(0, 1, 1), group_width=8),
+    "spikingresformer_cifar": dict(dims=(8, 24, 16), heads=(1, 2, 2), depths=(0, 1, 1), group_width=8),
 }
 #: Sides of their images, such that attention meets at least four tokens.
-SIDES = {name: 32 if "e_spike" in name or "meta" in name else 16 for name in TINY}
+SIDES = {name: 48 if "e_spike" in name or "meta" in name else 16 for name in TINY}
 CLASSES, BATCH = 5, 4
-#: Those that are compiled in fast tests; what takes a third of a minute is left to slow ones.
+#: Those that are compiled in fast tests; the others share most of their parts and are left to slow ones.
 QUICK = ("spikformer_4_384", "sdt_2_512", "e_spikeformer_s", "qkformer_4_384", "spikingresformer_cifar")
 
 

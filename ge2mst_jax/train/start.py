@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 LEARNED = ("expg", "qcfs")
 #: Fields of a network that change what it computes, and none of its parameters.
 COMPUTED = ("neuron", "code", "qk_code", "attention", "scales", "lif", "input_code")
+#: Of our networks, whose images may have another number of channels; peers, whose images are shifted, may not.
 STEM = "params/stem/synapse/kernel"
 
 
@@ -172,7 +173,7 @@ def fit_to(given, initial, about: dict, anew: bool, path, from_ann: bool, say) -
             f"init_from: the network of {path} ({about['config']['model']}, {about['config']['neuron']}) does not fit: "
             f"{'; '.join(sorted(differing)[:3])}{more}"
         )
-    if made[STEM].shape != given[STEM].shape:
+    if STEM in made and made[STEM].shape != given[STEM].shape:
         say(f"the stem's kernel: {given[STEM].shape[2]} channels of {path} made {made[STEM].shape[2]}")
     return traverse_util.unflatten_dict(made, sep="/")
 

@@ -112,7 +112,8 @@ def test_a_run_that_another_process_holds_is_left_alone(here, capsys):
 
 
 def test_a_save_that_failed_leaves_nothing_that_is_in_the_way(here, capsys, monkeypatch):
-    def full(*_):
+    def full(checkpoints, *_):
+        (checkpoints.directory / "0.orbax-checkpoint-tmp").mkdir(parents=True)
         raise CheckpointError("the checkpoint cannot be written: No space left on device")
 
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The peers: their published sizes, what their neurons do at every step, their parts, their counts, what is refused."""
+"""The peers: their published sizes, what their neurons do at every step, their counts, what is refused."""
 
 import json
 
@@ -7,16 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_networks import random_images
-from tiny_peers import BATCH, QUICK, TINY, applied, evaluated, firing_variables, shape_of, tiny_names, tiny_peer
+from tiny_peers import BATCH, QUICK, TINY, applied, evaluated, shape_of, tiny_names, tiny_peer
 
 from ge2mst_jax import create_model
 from ge2mst_jax.energy import CONVENTIONS, SpikeCounter, connections_per_spike, energy
 from ge2mst_jax.models import PEERS, model_class, model_fields, parameter_counts
-from ge2mst_jax.models.meta_spikeformer import RepConv
 from ge2mst_jax.models.peer import SIGMOID_LIF
-from ge2mst_jax.models.spikingresformer import FiringRate, PatchSynapse
-from ge2mst_jax.nn import NeuronRecord, Signal, Wire
-from ge2mst_jax.spiking import LIFSettings, SpikeCode
+from ge2mst_jax.nn import NeuronRecord
+from ge2mst_jax.spiking import LIFSettings
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
@@ -164,16 +162,18 @@ def test_what_is_computed_anew_gives_the_same_gradients(name):
 
 @pytest.mark.parametrize("name", tiny_names("spikformer_4_384"))
 def test_bfloat16_stays_close(name):
-    """Currents are float32 whatever the operands, and most spikes of the first layers are the same: of a random network
-    the later ones follow whatever differs (an ulp has been seen to move a twentieth of them)."""
+    """Currents are float32 whatever the operands. Of the first neurons less than a hundredth change what they send;
+    with random weights thresholds make more of it from layer to layer."""
     variables, images, logits, aux = evaluated(name)
     model = tiny_peer(name, dtype="bfloat16", capture="levels")
     found, made = jax.device_get(jax.jit(model.apply)(variables, images))
     assert found.dtype == np.float32 and np.isfinite(found).all()
-    assert found.shape == logits.shape
-    for i, (layer, record) in enumerate(neurons_of(aux).items()):
+    assert np.corrcoef(found.ravel(), logits.ravel())[0, 1] > 0.85
+    same = []
+    for layer, record in neurons_of(aux).items():
         assert made[layer].current.dtype == np.float32 and made[layer].levels.dtype == jnp.bfloat16
-        assert i >= 3 or np.mean(made[layer].levels == record.levels) > 0.9, layer
+        same.append(np.mean(made[layer].levels == record.levels))
+    assert same[0] > 0.99 and np.mean(same) > 0.75
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_relays_are_no_neurons():
     ("name", "layer", "macs"),
     [
         ("spikformer_4_384", "stem/conv_0", 46 * 46 * 3 * 2),  # the image, once: 46 = 16 + 2*15 taps along a side
-        pytest.param("meta_spikeformer_8_256", "mix_c0_0/down", 4 * 16 * 16 * 4 * 2, marks=pytest.mark.slow),
+        pytest.param("meta_spikeformer_8_256", "mix_c0_0/down", 4 * 24 * 24 * 4 * 2, marks=pytest.mark.slow),
         ("spikingresformer_cifar", "head", 4 * 16 * 5),  # at each of 4 steps
     ],
 )
@@ -231,103 +231,12 @@ def test_real_numbers_are_multiplied_each_time_that_they_are_sent(name, layer, m
 
 
 def test_a_patch_is_reached_once_by_each_spike_and_a_product_adds_a_row():
-    """SpikingResformer's attention, by hand: 2 heads of 8 on a grid of 8x8 in patches of 2x2, 16 of them."""
+    """SpikingResformer's attention, by hand: 2 heads of 12 on a grid of 8x8 in patches of 2x2, 16 of them."""
     counter, aux = counted("spikingresformer_cifar")
     sent = int(aux["attention_1_0/neuron"].levels.sum(dtype=np.float64))
     attended = int(aux["attention_1_0/neuron_attention"].levels.sum(dtype=np.float64))
     found = {name: counter.layers[f"attention_1_0/{name}"].synops for name in ("patches", "attention", "values")}
-    assert found == {"patches": 32 * sent, "attention": 16 * sent, "values": 8 * attended}
-
-
-# --- parts ------------------------------------------------------------------------------------------------------------
-
-WIRE = Wire(SpikeCode(2, 1), "lif")
-
-
-def spikes_of(shape, seed=0, rate=0.4):
-    data = np.float32(np.random.default_rng(seed).random(shape) < rate)
-    return Signal(jnp.asarray(data), None, None, "steps", "sender")
-
-
-@pytest.fixture(scope="module")
-def rep_conv():
-    """`(variables, apply)` of a re-parameterised convolution of 3 to 5 channels on 6x5."""
-    module, signal = RepConv(WIRE, 5), spikes_of((2, 2, 6, 5, 3))
-
-    class Shell:  # what `firing_variables` asks a network for
-        init = staticmethod(lambda key, images: module.init(key, signal, False))
-
-    variables = firing_variables(Shell, (1, 1, 1))
-    return variables, jax.jit(lambda v, s: module.apply(v, s, False)), module
-
-
-def test_a_reparameterised_convolution_is_one_3x3_of_spikes_padded_with_0(rep_conv):
-    """Its kernel is read off a single spike; what it makes of others, at the borders too, follows by NumPy."""
-    variables, apply, _ = rep_conv
-    single = np.zeros((2, 2, 6, 5, 3), np.float32)
-    quiet = np.asarray(apply(variables, spikes_of(single.shape).replace(data=jnp.asarray(single)))[0].value)
-    np.testing.assert_allclose(quiet, np.broadcast_to(quiet[:1, :1, :1, :1], quiet.shape), atol=1e-4)  # a bias alone
-    kernel = np.zeros((3, 3, 3, 5))
-    for channel in range(3):
-        single[:] = 0
-        single[0, 0, 2, 2, channel] = 1
-        made = np.asarray(apply(variables, spikes_of(single.shape).replace(data=jnp.asarray(single)))[0].value)
-        kernel[:, :, channel] = (made - quiet)[0, 0, 1:4, 1:4][::-1, ::-1]
-    signal = spikes_of((2, 2, 6, 5, 3), seed=3)
-    padded = np.pad(np.asarray(signal.data, np.float64), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-    expected = quiet + sum(padded[:, :, i : i + 6, j : j + 5] @ kernel[i, j] for i in range(3) for j in range(3))
-    current, aux = apply(variables, signal)
-    np.testing.assert_allclose(current.value, expected, atol=1e-3)
-    (record,) = aux.values()
-    assert (record.kernel, record.stride, record.groups, record.out_shape) == (3, 1, 1, (6, 5, 5))
-
-
-def test_all_of_a_reparameterised_convolution_learns(rep_conv):
-    variables, _, module = rep_conv
-    weights = jnp.asarray(np.random.default_rng(2).normal(size=(2, 2, 6, 5, 5)), jnp.float32)
-
-    def loss(params):
-        (current, _), _ = module.apply(
-            variables | {"params": params}, spikes_of((2, 2, 6, 5, 3)), True, mutable=["batch_stats"]
-        )
-        return jnp.sum(current.value * weights)
-
-    found = jax.jit(jax.grad(loss))(variables["params"])
-    assert found.keys() == {"kernel", "kernel_mix", "kernel_out", "norm_in", "norm_out", "norm"}
-    for path, gradient in jax.tree_util.tree_leaves_with_path(found):
-        assert np.isfinite(gradient).all(), path
-        # a norm takes off whatever shift, and scales away whatever gain, stands before it
-        idle = jax.tree_util.keystr(path) in ("['norm_out']['bias']", "['norm_out']['scale']")
-        assert idle or np.abs(gradient).max() > 1e-3, path
-
-
-def test_patches_are_maps_of_what_is_in_them():
-    module, signal = PatchSynapse(WIRE, 4, 2), spikes_of((2, 2, 6, 4, 3))
-    variables = module.init(jax.random.key(0), signal, False)
-    current, aux = module.apply(variables, signal, False)
-    kernel = np.asarray(variables["params"]["kernel"], np.float64)
-    data = np.asarray(signal.data, np.float64)
-    for i, j in np.ndindex(3, 2):
-        patch = data[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
-        expected = np.einsum("tbpqc,pqco->tbo", patch, kernel) / np.sqrt(1 + 1e-5)
-        np.testing.assert_allclose(current.value[:, :, i, j], expected, atol=1e-5)
-    (record,) = aux.values()
-    np.testing.assert_array_equal(connections_per_spike(record), np.full((6, 4), 4))
-    with pytest.raises(ValueError, match="patches of 5x5 do not divide a grid of 6x4"):
-        PatchSynapse(WIRE, 4, 5).init(jax.random.key(0), signal, False)
-
-
-def test_firing_rates_start_with_the_first_batch_and_follow_slowly():
-    spikes = [jnp.asarray(np.random.default_rng(i).random((4, 6, 2, 3)) < (0.2, 0.7)[i], jnp.float32) for i in (0, 1)]
-    means = [np.asarray(x).mean((0, 1, 3)) for x in spikes]
-    module, start = FiringRate(), {"batch_stats": {"rate": jnp.zeros(2)}}
-    np.testing.assert_array_equal(module.apply(start, spikes[0], False), [1, 1])  # none was seen
-    first, seen = module.apply(start, spikes[0], True, mutable=["batch_stats"])
-    np.testing.assert_allclose(first, means[0], rtol=1e-6)
-    second, seen = module.apply(seen, spikes[1], True, mutable=["batch_stats"])
-    np.testing.assert_allclose(second, 0.999 * means[0] + 0.001 * means[1], rtol=1e-5)
-    np.testing.assert_array_equal(module.apply(seen, spikes[0], False), second)
-    np.testing.assert_array_equal(seen["batch_stats"]["rate"], second)
+    assert found == {"patches": 48 * sent, "attention": 16 * sent, "values": 12 * attended}
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -372,14 +281,14 @@ def test_a_field_that_does_not_fit_is_refused_by_name(name, changes, says):
         ("maxformer_4_384", {"heads": 5}, None, "5 heads cannot share 16 channels equally"),
         ("meta_spikeformer_8_256", {"heads": 3}, None, "3 heads cannot share 16 channels equally"),
         ("e_spikeformer_s", {"heads": 3}, None, "3 heads cannot share 16 channels equally"),
-        ("spikingresformer_cifar", {"heads": (1, 3, 2)}, None, "3 heads cannot share 16 channels equally"),
+        ("spikingresformer_cifar", {"heads": (1, 5, 2)}, None, "5 heads cannot share 24 channels equally"),
         (
             "spikingresformer_cifar", {}, (10, 10, 3),
             "attention_1_0/patches: patches of 2x2 do not divide a grid of 5x5",
         ),
         (
             "spikingresformer_cifar", {"group_width": 5}, None,
-            "feed_forward_1_0/group: groups of 5 channels do not divide 64 input and 64 output channels",
+            "feed_forward_1_0/group: groups of 5 channels do not divide 96 input and 96 output channels",
         ),
         ("maxformer_4_384", {"kernels": (0, 4)}, None, "kernel is 4: its side must be odd"),
         ("spikformer_4_384", {}, (8, 8), "images of shape (1, 8, 8): this network takes [B, H, W, C]"),
