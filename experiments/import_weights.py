@@ -33,6 +33,8 @@ from ge2mst_jax.train.checkpoints import Checkpoints, steps_in
 from ge2mst_jax.train.command import run_command
 from ge2mst_jax.train.lock import exclusive
 
+#: Data sets that sizes were published for, by their number of classes.
+PUBLISHED_FOR = {1000: "tfds:imagenet2012", 10: "tfds:cifar10", 100: "tfds:cifar100"}
 #: Under which training scripts keep the network's state.
 NESTED = ("model", "state_dict", "model_state_dict", "net", "module", "state_dict_ema", "model_ema")
 
@@ -48,7 +50,8 @@ class ImportWeights:
     run_dir: Path | None = None
     """Where the run is written; runs/imported/MODEL if none."""
     data: str | None = None
-    """Data set whose classes it tells, such as tfds:imagenet2012 or folder:FOLDER; they are numbered if none."""
+    """Data set whose classes it tells, such as tfds:imagenet2012 or folder:FOLDER. If none is named the classes are
+    numbered, and evaluate.py takes the set of so many classes: tfds:imagenet2012, tfds:cifar10 or tfds:cifar100."""
     data_dir: Path | None = None
     """Where TFDS sets lie."""
     image_size: int | None = None
@@ -133,8 +136,10 @@ def main(options: ImportWeights) -> None:
     state = read_weights(options.file)
     classes, examples = classes_of(options, state)
     side = options.image_size or PEERS[options.model].image[0]
-    data = {} if options.data is None else {"data": options.data, "data_dir": options.data_dir}
-    config = TrainConfig(model=options.model, steps=1, decode=DecodeConfig(image_size=side), **data)
+    config = TrainConfig(
+        model=options.model, steps=1, decode=DecodeConfig(image_size=side), data_dir=options.data_dir,
+        data=options.data or PUBLISHED_FOR.get(len(classes), PUBLISHED_FOR[1000]),
+    )  # fmt: skip
     setup = set_up(config, (side, side, 3), len(classes), examples, make_mesh(1, 1, jax.devices()[:1]))
     variables, origin = from_torch(setup.model, state, (side, side, 3))
     first = setup.init().replace(params=variables["params"], batch_stats=variables["batch_stats"], ema=variables)

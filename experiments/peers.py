@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 
 from harness import parity
+from harness.parity_cases import AUTHORS, ZOO, load
 from harness.sizes import size_of
 from rich.console import Console
 
@@ -67,14 +68,14 @@ def sizes(options: Options, console: Console) -> list[dict]:
 
 def zoo(options: Options, console: Console) -> list[dict]:
     """Every case of SpikingJelly's."""
-    return [compared(name, case, case.make, console) for name, case in parity.ZOO.items()]
+    return [compared(name, case, case.make, console) for name, case in ZOO.items()]
 
 
 def authors(options: Options, console: Console) -> list[dict]:
     """Every case of the authors'."""
     rows = []
-    for name, (folder, file, case) in parity.AUTHORS.items():
-        module = parity.load(options.authors, folder, file)
+    for name, (folder, file, case) in AUTHORS.items():
+        module = load(options.authors, folder, file)
         rows.append(compared(name, case, lambda m=module, c=case: c.make(m), console))
     return rows
 

@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 from rich.table import Table
-from tables import size_of
 
 from ge2mst_jax.convert.deploy import forward
 from harness import pytorch
+from harness.sizes import size_of
 from harness.timing import (
     medians,
     one_core_clock,

@@ -35,11 +35,15 @@ def import_pytorch():
     return torch, functional
 
 
+def zoo(module: str):
+    """A module of SpikingJelly's model zoo."""
+    return importlib.import_module(f"spikingjelly.activation_based.model.{module}")
+
+
 def network_of(name: str):
     """SpikingJelly's network of one of `NETWORKS`, with random parameters."""
     module, maker, fields = NETWORKS[name]
-    module = importlib.import_module(f"spikingjelly.activation_based.model.{module}")
-    return getattr(module, maker)(T=STEPS, num_classes=CLASSES, **fields)
+    return getattr(zoo(module), maker)(T=STEPS, num_classes=CLASSES, **fields)
 
 
 def inference(name: str, image_size: int, batch_size: int):

@@ -194,9 +194,6 @@ def _check_about(about) -> None:
         raise ValueError(f"about is {shown(about)}: it must be a dict of what JSON can hold")
 
 
-AS_TRAINED = "--execution trained runs it as it was trained"
-
-
 def check_neuron(neuron) -> None:
     """Refuses the name of a neuron that cannot be deployed.
 
@@ -207,15 +204,27 @@ def check_neuron(neuron) -> None:
     """
     if neuron not in LOSSLESS:
         named = " and ".join(map(repr, LOSSLESS))
-        raise ConversionError(
-            f"a network of {neuron!r} neurons cannot be converted: only {named} are lossless ({AS_TRAINED})"
-        )
+        raise ConversionError(f"a network of {neuron!r} neurons cannot be converted: only {named} are lossless")
+
+
+def check_convertible(model) -> None:
+    """Refuses a network that cannot be deployed: one of other neurons, and every peer.
+
+    Raises:
+        ConversionError: names the neurons, or the family.
+
+    >>> from ge2mst_jax import create_model
+    >>> check_convertible(create_model("e_spikeformer_s"))
+    Traceback (most recent call last):
+    ge2mst_jax.convert.fixed_point.ConversionError: ESpikeFormer cannot be converted: only Ge2mST can
+    """
+    check_neuron(getattr(model, "neuron", "unknown"))
+    if not isinstance(model, Ge2mST):
+        raise ConversionError(f"{type(model).__name__} cannot be converted: only Ge2mST can")
 
 
 def _refuse_what_is_not_ours(model, variables) -> None:
-    check_neuron(getattr(model, "neuron", "unknown"))
-    if not isinstance(model, Ge2mST):
-        raise ConversionError(f"{type(model).__name__} cannot be converted: only Ge2mST can ({AS_TRAINED})")
+    check_convertible(model)
     if model.execution != "training":
         raise ConversionError("this network is deployed already: pass the training network")
     for collection in ("params", "batch_stats"):

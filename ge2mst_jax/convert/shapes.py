@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.convert.deploy import check_neuron
+from ge2mst_jax.convert.deploy import check_convertible
 from ge2mst_jax.convert.fixed_point import leaves, nest
 from ge2mst_jax.nn import AttentionRecord, SynapseRecord
 
@@ -20,13 +20,13 @@ def deployed_shapes(model, image_shape) -> dict:
         As `DeployedNet.params`.
 
     Raises:
-        ConversionError: another neuron.
+        ConversionError: another neuron, or a peer.
 
     >>> from ge2mst_jax import create_model
     >>> deployed_shapes(create_model("ge2mst_nano"), (8, 8, 1))["head"]["kernel"]
     ShapeDtypeStruct(shape=(48, 10), dtype=int32)
     """
-    check_neuron(model.neuron)
+    check_convertible(model)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
 
     def folded(key, image):

@@ -74,8 +74,7 @@ class MembraneSelfAttention(Block):
 
 
 class MaxFormer(Peer):
-    __doc__ = f"""{Peer.__doc__}
-    Max-Former's own fields:
+    """Max-Former; the other fields are those of `Peer`.
 
     Args:
         dim: channels of the last stage; the first has a quarter of it, the second a half.

@@ -4,12 +4,33 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.models.e_spikeformer import SEPARABLE_EXPAND, ConvForward, ESpikeFormer
 from ge2mst_jax.models.peer import Block, Peer, check_heads
 from ge2mst_jax.models.spike_driven_transformer import MembraneFeedForward
-from ge2mst_jax.nn import Analog, Current, Signal, Wire, conv2d
+from ge2mst_jax.nn import Analog, Current, Signal, Wire, conv2d, mean_of_tokens
 from ge2mst_jax.nn.norm import BatchNorm, affine
 from ge2mst_jax.nn.synapse import synapse_record
+
+#: Channels of the hidden map of a separable convolution over those that arrive.
+SEPARABLE_EXPAND = 2
+
+
+class Down(Block):
+    """Neurons, but of the image, and a strided synapse that starts a new stream.
+
+    Args:
+        features, kernel, stride: of the synapse.
+        first: whether the image arrives.
+    """
+
+    features: int = 32
+    kernel: int = 3
+    stride: int = 2
+    first: bool = False
+
+    def layers(self, layers, arriving):
+        signal = arriving if self.first else layers.fire(arriving, "neuron")
+        role = "stem" if self.first else "hidden"
+        return layers.synapse(signal, self.features, self.kernel, name="synapse", stride=self.stride, role=role)
 
 
 class Separable(Block):
@@ -97,26 +118,51 @@ class RepAttention(Block):
         return current + layers.keep(RepConv(self.wire, channels, name="out"), attended, layers.train)
 
 
-class MetaSpikeFormer(ESpikeFormer):
-    __doc__ = f"""{Peer.__doc__}
-    Meta-SpikeFormer's own fields:
+class MetaFormer(Peer):
+    """What Meta-SpikeFormer and E-SpikeFormer share: stages of convolution blocks, then of attention blocks.
 
     Args:
-        dims, heads, depths, expand: as of `ESpikeFormer`.
+        dims: channels of the four stages; the first starts with half of them.
+        heads: of attention, in the last two stages.
+        depths: blocks of the last two stages.
+        expand: hidden width of every feed-forward over its stage's.
+    """
+
+    dims: tuple[int, int, int, int] = (96, 192, 384, 480)
+    heads: int = 8
+    depths: tuple[int, int] = (6, 2)
+    expand: int = 4
+
+    def body(self, layers, signal):
+        first, second, third, fourth = self.dims
+        stages = {  # channels, kernel and stride of what starts each, and blocks
+            "c0": (first // 2, 7, 2, 1), "c1": (first, 3, 2, 1), "c2": (second, 3, 2, 2),
+            "a3": (third, 3, 2, self.depths[0]), "a4": (fourth, 3, 1, self.depths[1]),
+        }  # fmt: skip
+        arriving = signal
+        for stage, (*start, depth) in stages.items():
+            down = Down(self.wire, *start, arriving is signal, name=f"down_{stage}")
+            arriving = layers.keep(down, arriving, layers.train)
+            for i in range(depth):
+                for part, kind, fields in self.blocks(stage[0]):
+                    block = self.part(kind)(self.wire, *fields, name=f"{part}_{stage}_{i}")
+                    arriving = layers.keep(block, arriving, layers.train)
+        return layers.fire(mean_of_tokens(arriving), "neuron_head")
+
+    def blocks(self, kind: str):
+        """`(name, part, its fields)` of what a block of convolution (`kind` `"c"`) or attention (`"a"`) is made of."""
+        raise NotImplementedError
+
+
+class MetaSpikeFormer(MetaFormer):
+    """Meta-SpikeFormer (Spike-driven Transformer V2); the other fields are those of `Peer`.
+
+    Args:
+        dims, heads, depths, expand: as of `MetaFormer`.
 
     Source: Yao et al., ICLR 2024, "Spike-driven Transformer V2: Meta Spiking Neural Network Architecture".
     """
 
-    neuron: str = "lif"
-    dims: tuple[int, int, int, int] = (96, 192, 384, 480)
-
-    NEURONS = Peer.NEURONS
-
     def blocks(self, kind: str):
-        """`(name, block without its name)` of what one block of a stage is made of."""
-        if kind == "c":
-            made = {"mix": (Separable, 7), "forward": (ConvForward, self.expand)}
-        else:
-            made = {"attention": (RepAttention, self.heads), "forward": (MembraneFeedForward, self.expand)}
-        for name, (block, field) in made.items():
-            yield name, lambda name, block=block, field=field: self.part(block)(self.wire, field, name=name)
+        yield ("mix", Separable, ()) if kind == "c" else ("attention", RepAttention, (self.heads,))
+        yield "forward", MembraneFeedForward, (self.expand, 3 if kind == "c" else 1)

@@ -50,8 +50,7 @@ class TokenAttention(Block):
 
 
 class QKFormer(Peer):
-    __doc__ = f"""{Peer.__doc__}
-    QKFormer's own fields:
+    """QKFormer; the other fields are those of `Peer`.
 
     Args:
         dim: channels of the last stage; the first has a quarter of it, the second a half.

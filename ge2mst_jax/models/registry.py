@@ -68,7 +68,7 @@ class PeerSize(NamedTuple):
         image: side of the images and classes of the data set that it was published for.
         published: parameters in millions as its authors give them, and who says so; none where no figure was seen.
         biased: regular expression of the synapses which there have a bias before their norm; it changes nothing and is
-            not here.
+            not here. By default of none.
         differs: what else tells our count from the published one.
     """
 
@@ -76,7 +76,7 @@ class PeerSize(NamedTuple):
     fields: dict
     image: tuple[int, int]
     published: float | None = None
-    biased: str = r"/(out|up|down)$"
+    biased: str = "$^"
     differs: str = ""
 
 
@@ -85,10 +85,8 @@ _OUT = r"attention_.*/out$|feed_forward_.*/(up|down)$"
 _NO_NORMS = "the published figure leaves out the parameters of BatchNorm"
 
 
-def _sizes(family: type[Peer], rows: dict[str, tuple], biased: str = _OUT) -> dict[str, PeerSize]:
-    return {
-        name: PeerSize(family, fields, image, *more, biased=biased) for name, (fields, image, *more) in rows.items()
-    }
+def _sizes(family: type[Peer], rows: dict[str, tuple], **common) -> dict[str, PeerSize]:
+    return {name: PeerSize(family, *row, **common) for name, row in rows.items()}
 
 
 #: Peers at the sizes that were published. Parameters: their papers, READMEs and code.
@@ -98,7 +96,7 @@ PEERS = {
         "spikformer_8_512": (dict(dim=512, depth=8, heads=8), _IMAGENET, 29.68),
         "spikformer_10_512": (dict(dim=512, depth=10, heads=8), _IMAGENET, 36.01),
         "spikformer_8_768": (dict(dim=768, depth=8, heads=12), _IMAGENET, 66.34),
-    }),
+    }, biased=_OUT),
     **_sizes(Spikformer, {
         "spikformer_4_384": (dict(dim=384, depth=4, heads=12, pools="0011", normalize="cifar10"), _CIFAR10, 9.32),
     }, biased=r"attention_.*/(q|k|v|out)$|feed_forward_.*/(up|down)$"),
@@ -109,7 +107,7 @@ PEERS = {
         "sdt_10_512": (dict(dim=512, depth=10), _IMAGENET),
         "sdt_8_768": (dict(dim=768, depth=8), _IMAGENET, 66.34),
         "sdt_2_512": (dict(dim=512, depth=2, pools="0011", normalize="cifar100"), _CIFAR100, 10.28),
-    }),
+    }, biased=_OUT),
     **_sizes(MetaSpikeFormer, {
         "meta_spikeformer_8_256": (dict(dims=(64, 128, 256, 360)), _IMAGENET, 15.1),
         "meta_spikeformer_8_384": (dict(dims=(96, 192, 384, 480)), _IMAGENET, 31.3),
@@ -127,7 +125,7 @@ PEERS = {
         "qkformer_10_768": (dict(dim=768, heads=(12, 12, 12)), _IMAGENET, 64.96),
         "qkformer_4_384": (
             dict(dim=384, depths=(1, 1, 2), heads=(8, 8, 8), small=True, normalize="cifar100"), _CIFAR100, 6.74),
-    }),
+    }, biased=_OUT),
     **_sizes(MaxFormer, {
         "maxformer_10_384": (dict(dim=384, heads=6), _IMAGENET, 16.23),
         "maxformer_10_512": (dict(dim=512, heads=8), _IMAGENET, 28.65),
@@ -142,7 +140,7 @@ PEERS = {
         "spikingresformer_l": (dict(dims=(128, 512, 1024), heads=(2, 8, 16)), _IMAGENET),
         "spikingresformer_cifar": (
             dict(dims=(64, 192, 384), heads=(1, 3, 6), small=True, normalize="cifar10"), _CIFAR10),
-    }, biased="$^"),
+    }),
 }  # fmt: skip
 for _name in ("spikingresformer_ti", "spikingresformer_m"):
     PEERS[_name] = PEERS[_name]._replace(differs=_NO_NORMS)

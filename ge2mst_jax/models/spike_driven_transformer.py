@@ -45,23 +45,24 @@ class SpikeDrivenSelfAttention(Block):
 
 
 class MembraneFeedForward(Block):
-    """Two 1×1 synapses, each after its neurons, in a membrane shortcut.
+    """Two synapses, each after its neurons, in a membrane shortcut.
 
     Args:
         expand: hidden width over the arriving.
+        kernel: side of both synapses' kernels.
     """
 
     expand: int = 4
+    kernel: int = 1
 
     def layers(self, layers, current):
         channels = current.value.shape[-1]
-        up = layers.synapse(layers.fire(current, "neuron_up"), channels * self.expand, name="up")
-        return current + layers.synapse(layers.fire(up, "neuron_down"), channels, name="down")
+        up = layers.synapse(layers.fire(current, "neuron_up"), channels * self.expand, self.kernel, name="up")
+        return current + layers.synapse(layers.fire(up, "neuron_down"), channels, self.kernel, name="down")
 
 
 class SpikeDrivenTransformer(Peer):
-    __doc__ = f"""{Peer.__doc__}
-    Its own fields:
+    """Spike-driven Transformer (V1); the other fields are those of `Peer`.
 
     Args:
         dim, depth, heads: channels, blocks, heads of each.

@@ -65,8 +65,7 @@ class SpikingSelfAttention(Block):
 
 
 class Spikformer(Peer):
-    __doc__ = f"""{Peer.__doc__}
-    Spikformer's own fields:
+    """Spikformer; the other fields are those of `Peer`.
 
     Args:
         dim, depth, heads: channels, blocks, heads of each.

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ge2mst_jax.models.e_spikeformer import Down
+from ge2mst_jax.models.meta_spikeformer import Down
 from ge2mst_jax.models.peer import Block, Peer, check_heads
 from ge2mst_jax.nn import Analog, AttentionRecord, Current, Signal, Wire, mean_of_tokens, pooled
 from ge2mst_jax.nn.norm import BatchNorm
@@ -171,8 +171,7 @@ class GroupWiseForward(Block):
 
 
 class SpikingResformer(Peer):
-    __doc__ = f"""{Peer.__doc__}
-    SpikingResformer's own fields:
+    """SpikingResformer; the other fields are those of `Peer`.
 
     Args:
         dims, heads, depths: channels, heads and blocks of the three stages.

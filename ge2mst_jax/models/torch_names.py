@@ -256,15 +256,6 @@ NAMES = {
 }  # fmt: skip
 
 
-def families() -> tuple[str, ...]:
-    """Names of the classes whose weights can be read.
-
-    >>> "QKFormer" in families()
-    True
-    """
-    return tuple(NAMES)
-
-
 def from_torch(model, state: dict[str, np.ndarray], image_shape) -> tuple[dict, str]:
     """Variables of a network from the arrays of a PyTorch implementation of it.
 
@@ -272,7 +263,7 @@ def from_torch(model, state: dict[str, np.ndarray], image_shape) -> tuple[dict, 
     hold weights of `n`, where theirs are of `n/D`: they are divided by `D`, exactly, `D` being a power of two.
 
     Args:
-        model: from `create_model`, of a family in `families()`.
+        model: from `create_model`, of a family in `NAMES`.
         state: name to array, as a state dict holds them.
         image_shape: `(H, W, C)` of the images.
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from ge2mst_jax.checks import check_choice, check_whole
-from ge2mst_jax.convert import EXECUTED, DeployedNet, check_neuron, deployed_shapes
+from ge2mst_jax.convert import EXECUTED, DeployedNet, check_convertible, check_neuron, deployed_shapes
 from ge2mst_jax.convert.deploy import forward
 from ge2mst_jax.train.config import TrainConfig
 from ge2mst_jax.train.evaluate import eval_step
@@ -105,6 +105,7 @@ def lower_deployed(setup: Setup, execution: str):
     Its weights are cut into the planes that a TPU multiplies, once, as `DeployedNet.variables` holds them. Whether the
     chip's convolution may stand for a sum of products would be found out on it: here maps are products by kernel tap.
     """
+    check_convertible(setup.model)
     model = setup.model.clone(backend="tpu", remat="none")  # as deploy leaves it
 
     def network(params):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ge2mst_jax.checks import check_choice, one_line, shown
-from ge2mst_jax.convert import DeployedNet, check_network, deploy, load_net
+from ge2mst_jax.convert import ConversionError, DeployedNet, check_network, deploy, load_net
 from ge2mst_jax.convert.storage import CheckpointError
 from ge2mst_jax.data import BatchPlan, DecodeConfig, eval_batches
 from ge2mst_jax.energy import SpikeCounter
@@ -57,10 +57,14 @@ def load_network(path, execution: str, step: int | None = None) -> DeployedNet |
     """The network of a folder for an execution, one of `EXECUTIONS`; raises as `load_deployed` does.
 
     Raises:
+        ConversionError: it cannot be deployed; says that it can be run as it was trained.
         ValueError: `"trained"` of a deployed network.
     """
     if execution != "trained":
-        return load_deployed(path, step)
+        try:
+            return load_deployed(path, step)
+        except ConversionError as error:
+            raise ConversionError(f"{error} (--execution trained runs it as it was trained)") from error
     path = folder(path)
     if is_folder(path) and not is_folder(path / "checkpoints"):
         raise ValueError(f"execution is 'trained': {one_line(path)} is no run, which alone holds what was trained")
@@ -80,7 +84,8 @@ def load_deployed(path, step: int | None = None) -> DeployedNet:
 
     Raises:
         CheckpointError: there is no such folder, or nothing in it can be read.
-        ValueError: a step of a deployed network, which has none; a network that cannot be deployed.
+        ValueError: a step of a deployed network, which has none.
+        ConversionError: a run's network cannot be deployed.
     """
     path = folder(path)
     if not is_folder(path):

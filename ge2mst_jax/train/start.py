@@ -12,7 +12,7 @@ from ge2mst_jax.checks import shown
 from ge2mst_jax.data.pipeline import train_batches
 from ge2mst_jax.data.plan import BatchPlan
 from ge2mst_jax.data.prefetch import local_part, prefetch_to_device
-from ge2mst_jax.models import Ge2mST
+from ge2mst_jax.models import PEERS, Ge2mST
 from ge2mst_jax.nn import TIMED
 from ge2mst_jax.train.from_ann import BATCHES, of_other_codes, spiking_start
 from ge2mst_jax.train.restore import load_averaged
@@ -169,9 +169,10 @@ def fit_to(given, initial, about: dict, anew: bool, path, from_ann: bool, say) -
         made[name] = array
     if differing:
         more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        config = about["config"]
+        network = config["model"] if config["model"] in PEERS else f"{config['model']}, {config['neuron']}"
         raise ValueError(
-            f"init_from: the network of {path} ({about['config']['model']}, {about['config']['neuron']}) does not fit: "
-            f"{'; '.join(sorted(differing)[:3])}{more}"
+            f"init_from: the network of {path} ({network}) does not fit: {'; '.join(sorted(differing)[:3])}{more}"
         )
     if STEM in made and made[STEM].shape != given[STEM].shape:
         say(f"the stem's kernel: {given[STEM].shape[2]} channels of {path} made {made[STEM].shape[2]}")

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import parity
+from harness.parity_cases import AUTHORS, ZOO, Case, load
 
 #: Folder of checkouts of the authors' repositories, where there is one.
-AUTHORS = os.environ.get("GE2MST_AUTHORS")
-CASE = parity.Case(lambda: None, "spikformer_4_384", {})
+CHECKOUTS = os.environ.get("GE2MST_AUTHORS")
+CASE = Case(lambda: None, "spikformer_4_384", {})
 
 
 def sent(*shape, seed=0):
@@ -27,7 +28,7 @@ def test_neuron_layers_are_compared_channel_by_channel_whatever_they_fire_togeth
 def test_neuron_layers_that_fire_as_the_one_before_are_passed_over_and_none_of_ours_may_be_left():
     one, two = sent(2, 2, 4), sent(2, 2, 4, seed=1)
     theirs = [np.moveaxis(x, -1, 2) for x in (one, one, two)]
-    case = parity.Case(lambda: None, "spikformer_4_384", {}, twice=(1,))
+    case = Case(lambda: None, "spikformer_4_384", {}, twice=(1,))
     assert parity.differing([one, two], theirs, case)[:2] == (2, 0)
     with pytest.raises(AssertionError, match="1 neuron layers of ours are none of theirs"):
         parity.differing([one, two], theirs[:1], CASE)
@@ -36,7 +37,7 @@ def test_neuron_layers_that_fire_as_the_one_before_are_passed_over_and_none_of_o
 def test_tokens_may_come_last_or_first():
     ours = sent(2, 3, 5)
     tokens = ours.reshape(4, 2, 6, 5)
-    case = parity.Case(lambda: None, "spikformer_4_384", {}, tokens_last=True)
+    case = Case(lambda: None, "spikformer_4_384", {}, tokens_last=True)
     assert parity.differing([ours], [tokens], case)[3] == 0
     assert parity.differing([ours], [tokens], CASE)[3] > 0
 
@@ -59,21 +60,21 @@ def test_neurons_alone_fire_as_spikingjellys():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", parity.ZOO)
+@pytest.mark.parametrize("name", ZOO)
 def test_the_zoos_networks_do_what_ours_do(name):
     torch = pytest.importorskip("torch", reason="the extra 'peer' is not installed")
     pytest.importorskip("spikingjelly", reason="the extra 'peer' is not installed")
-    torch.manual_seed(parity.ZOO[name].seed)
-    check(parity.compare(parity.ZOO[name], parity.ZOO[name].make()))
+    torch.manual_seed(ZOO[name].seed)
+    check(parity.compare(ZOO[name], ZOO[name].make()))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(not AUTHORS, reason="GE2MST_AUTHORS names no folder of the authors' repositories")
-@pytest.mark.parametrize("name", parity.AUTHORS)
+@pytest.mark.skipif(not CHECKOUTS, reason="GE2MST_AUTHORS names no folder of the authors' repositories")
+@pytest.mark.parametrize("name", AUTHORS)
 def test_the_authors_networks_do_what_ours_do(name):
     torch = pytest.importorskip("torch")
-    folder, file, case = parity.AUTHORS[name]
+    folder, file, case = AUTHORS[name]
     torch.manual_seed(case.seed)
-    module = parity.load(Path(AUTHORS), folder, file)
+    module = load(Path(CHECKOUTS), folder, file)
     check(parity.compare(case, case.make(module)))

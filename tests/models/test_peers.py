@@ -1,5 +1,6 @@
 """The peers: their published sizes, what their neurons do at every step, their counts, what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,8 +14,8 @@ from ge2mst_jax import create_model
 from ge2mst_jax.energy import CONVENTIONS, SpikeCounter, connections_per_spike, energy
 from ge2mst_jax.models import PEERS, model_class, model_fields, parameter_counts
 from ge2mst_jax.models.peer import SIGMOID_LIF
-from ge2mst_jax.nn import NeuronRecord
-from ge2mst_jax.spiking import LIFSettings
+from ge2mst_jax.nn import Current, Neuron, NeuronRecord
+from ge2mst_jax.spiking import LIFSettings, SpikeCode
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
@@ -98,6 +99,25 @@ def test_every_neuron_fires_step_by_step_as_is_documented(name):
         assert near.mean() < 0.01
         np.testing.assert_array_equal(made.levels * ~near, expected * ~near, layer)
         assert 0.01 < np.mean(made.levels) / (4 if made.code else 1) < 0.99, layer
+
+
+def test_e_spikeformers_neurons_take_halves_to_the_even_level():
+    """As its authors' code rounds; the other networks' `sfa` neurons take them up, as a ladder of thresholds does."""
+    current = Current(jnp.float32([0.5, 1.5, 2.5, 3.5]).reshape(1, 1, 1, 4), ("a",))
+    for model, levels in ((create_model("e_spikeformer_t"), [0, 2, 2, 4]), (create_model("ge2mst_nano"), [1, 2, 3, 4])):
+        wire = dataclasses.replace(model.wire, neuron="sfa", code=SpikeCode(4, 1))
+        (signal, _), _ = Neuron(wire).init_with_output(jax.random.key(0), current)
+        assert signal.data.ravel().tolist() == levels
+
+
+@pytest.mark.parametrize("pool_currents", [False, True])
+def test_spikformer_pools_spikes_as_published_or_currents_as_spikingjelly_does(pool_currents):
+    model = tiny_peer("spikformer_4_384", pool_currents=pool_currents)
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.uint8)
+    (_, aux), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    sides = [aux[f"stem/neuron_{i}"].shape[0] for i in range(4)]
+    assert sides == ([16, 16, 8, 4] if pool_currents else [16, 16, 16, 8])
+    assert ("stem/pool_3" in aux) != pool_currents
 
 
 @pytest.mark.parametrize("name", tiny_names(*QUICK))

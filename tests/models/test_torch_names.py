@@ -15,7 +15,7 @@ from tiny_peers import CLASSES, TINY, evaluated, firing_variables, shape_of, tin
 
 from ge2mst_jax import create_model
 from ge2mst_jax.models import PEERS, from_torch
-from ge2mst_jax.models.torch_names import NAMES, families
+from ge2mst_jax.models.torch_names import NAMES
 
 #: A block of each stage; and of implementations that have other layers than the tiny network: what makes it theirs.
 DEPTHS = {family: dict(depths=(1, 1, 1)) for family in ("QKFormer", "MaxFormer", "SpikingResformer")}
@@ -74,7 +74,7 @@ def assert_same(found, flat):
 
 
 def test_every_family_is_read():
-    assert set(families()) == {size.family.__name__ for size in PEERS.values()}
+    assert set(NAMES) == {size.family.__name__ for size in PEERS.values()}
     assert set(KNOWN) == {(family, names.origin) for family, names in CASES}
 
 

@@ -44,6 +44,8 @@ def test_only_a_train_step_takes_its_batch_in_parts(work):
     [
         ({}, "nothing", "unknown work 'nothing': known are train, evaluate, dense, spiking"),
         ({"neuron": "lif"}, "spiking", "'lif' neurons cannot be converted"),
+        ({"model": "sdt_2_512"}, "spiking", "'lif' neurons cannot be converted"),
+        ({"model": "e_spikeformer_t"}, "dense", "^ESpikeFormer cannot be converted: only Ge2mST can$"),
         ({"batch_size": 12}, "dense", "batch_size is 12: 8 devices along data"),
     ],
 )

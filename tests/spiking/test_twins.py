@@ -13,6 +13,7 @@ from ge2mst_jax.spiking import (
     expg_spike_count,
     expg_twin,
     expg_twin_kept,
+    halves_to_even,
     kept_levels,
     ladder_levels,
     qcfs_twin,
@@ -327,3 +328,18 @@ def test_cost_of_the_twin_does_not_depend_on_the_steps():
         return str(jaxpr).count("\n")
 
     assert operations("2x2") == operations("1x8") == operations("200x1")
+
+
+def test_halves_go_to_the_even_level_and_nothing_else_moves():
+    """As `np.round` has it; what lies an ulp beside a half goes to the nearer level."""
+    halves = np.arange(-2, 6, dtype=np.float32) + np.float32(0.5)
+    beside = np.concatenate([np.nextafter(halves, np.float32(side)) for side in (-9, 9)])
+    others = np.linspace(-2, 6, 97, dtype=np.float32) + np.float32(0.003)
+    currents = np.concatenate([halves, beside, others])
+    levels = sfa_twin(halves_to_even(currents), "4x1")
+    np.testing.assert_array_equal(levels, np.clip(np.round(currents), 0, 4))
+    assert sfa_twin(np.float32([0.5, 1.5, 2.5]), "4x1").tolist() == [1, 2, 3]  # a ladder takes them up
+    np.testing.assert_array_equal(halves_to_even(others), others)
+    gradient = jax.grad(lambda i: jnp.sum(sfa_twin(halves_to_even(i), "4x1")))(currents)
+    inside = (currents >= 0) & (currents <= 4)
+    np.testing.assert_array_equal(gradient, inside.astype(np.float32))

@@ -86,6 +86,8 @@ def test_a_config_that_changes_what_a_peer_has_not_is_refused_by_name(changes, s
 
 #: Of networks that halve the digits' grid four times: more channels than the tiny ones have.
 WIDER = {name: dict(dims=(16, 32, 32, 32)) for name in ("meta_spikeformer_8_256", "e_spikeformer_s")}
+#: Of the deepest network of LIF neurons: at a threshold of 1 few of the last spikes would arrive.
+LIVELY = {"meta_spikeformer_8_256": dict(lif=LIFSettings(threshold=0.5, surrogate="sigmoid"))}
 
 
 @pytest.mark.slow
@@ -95,13 +97,13 @@ def test_loss_falls_on_the_digits(name, monkeypatch, tmp_path):
     shrink(monkeypatch, name, 8, **WIDER.get(name, {}))
     config = TrainConfig(
         model=name, epochs=4.0, base_learning_rate=0.08, mesh_data=1, eval_every_epochs=4.0, warmup_epochs=0.5,
-        ema_decay=0.9, augment=AugmentConfig(),
+        ema_decay=0.9, augment=AugmentConfig(), **LIVELY.get(name, {}),
     )  # fmt: skip
     trained = train(config, tmp_path)
     losses = np.array([line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "loss" in line])
     assert np.isfinite(losses).all()
     assert losses[-5:].mean() < 0.8 * losses[:5].mean()
-    assert trained.evaluation["accuracy"] > 0.25  # 0.1 is chance; 0.38 to 0.93 were found
+    assert trained.evaluation["accuracy"] > 0.4
 
 
 def test_a_peer_of_another_run_is_taken_array_by_array():
@@ -121,9 +123,7 @@ def test_a_peer_of_another_run_is_taken_array_by_array():
     made = fitted(3, True)
     assert made["params"]["head"]["bias"].tolist() == [0, 0]  # the classes are others
     assert made["params"]["stem"]["conv_0"]["kernel"].all() and made["batch_stats"]["norm"]["mean"].all()
-    says = (
-        r"of runs/a \(sdt_2_512, expg\) does not fit: params/stem/conv_0/kernel is \(3, 3, 3, 2\) there, \(3, 3, 1, 2"
-    )
+    says = r"of runs/a \(sdt_2_512\) does not fit: params/stem/conv_0/kernel is \(3, 3, 3, 2\) there, \(3, 3, 1, 2"
     with pytest.raises(ValueError, match=says):
         fitted(1, False)
 
