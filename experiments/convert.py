@@ -60,7 +60,7 @@ class Convert:
     """Of the spiking neurons of queries and keys, from an ANN."""
     finetune_epochs: float = 2.0
     """Passes over the training images after an ANN was converted; 0 is none."""
-    finetune_rate: float = 0.5
+    finetune_rate: float = 0.1
     """Peak learning rate of these, as a share of the run's own."""
     step: int | None = None
     """Of the run's checkpoint; the best one if none, and of an ANN."""

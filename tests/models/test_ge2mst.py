@@ -275,7 +275,8 @@ def test_image_does_not_depend_on_its_batch_mates(net, results, execution):
     assert_all_equal(everything(*net(IMAGES[3:4], execution, "levels")), rows(expected, [3]))
 
 
-@pytest.mark.parametrize("execution", [pytest.param("dense", marks=pytest.mark.slow), "spiking"])
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", ["dense", "spiking"])
 def test_executions_are_equal_without_jit(net, results, execution):
     with jax.disable_jit():
         found = everything(*net(IMAGES[:2], execution, "levels"))
