@@ -7,7 +7,7 @@ latter needs torch. Names are those of the authors' code or of SpikingJelly's; w
 shape. RUN becomes a run of no steps:
 
     python experiments/evaluate.py RUN --execution trained --data tfds:imagenet2012
-    python experiments/train.py --model qkformer_10_384 --init-from RUN ...
+    python experiments/train.py imagenet_s --model qkformer_10_384 --drop-path 0 --init-from RUN
 """
 
 import signals  # noqa: F401  # before all that takes time

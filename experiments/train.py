@@ -54,7 +54,10 @@ def load_config(name: str) -> TrainConfig:
         ValueError: an unknown name; lists the known ones.
     """
     if name not in config_names():
-        raise ValueError(f"unknown experiment {shown(name)}: known are {', '.join(config_names())}")
+        known = f"known are {', '.join(config_names())}"
+        if name.startswith("-"):
+            raise ValueError(f"an experiment comes before {shown(name)}: {known}")
+        raise ValueError(f"unknown experiment {shown(name)}: {known}")
     return importlib.import_module(f"configs.{name}").CONFIG
 
 

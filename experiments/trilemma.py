@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ge2mst_jax.checks import check_choice, check_number, one_line
+from ge2mst_jax.convert import ConversionError
 from ge2mst_jax.data import BatchPlan, open_source
 from ge2mst_jax.files import write_whole
 from ge2mst_jax.provenance import environment
@@ -77,6 +78,7 @@ class Sitting:
     def __init__(self, options: Options, console: Console):
         self.options, self.console = options, console
         self.ends = float("inf") if options.budget_minutes is None else time.monotonic() + 60 * options.budget_minutes
+        self.refused = []
         self.rows = [row for row in all_rows(options.tables) if options.only in row.name]
         if not self.rows:
             raise ValueError(f"only is {one_line(options.only)}: no row's name holds it; --list-rows True shows them")
@@ -101,7 +103,10 @@ class Sitting:
         return row.weight * each
 
     def run(self) -> None:
-        """Every row that is left, but those that another process has or that wait for another row."""
+        """Every row that is left, but those that another process has or that wait for another row.
+
+        A network that cannot be deployed keeps no other row from being run: its name is kept in `refused`.
+        """
         for row in self.rows:
             if self.done(row):
                 continue
@@ -119,6 +124,9 @@ class Sitting:
                         self.make(row)
             except InUse:
                 self.say(f"{row.name}: another process runs it")
+            except ConversionError as error:
+                self.say(f"{row.name}: {error}")
+                self.refused.append(row.name)
 
     def make(self, row: Row) -> None:
         """Runs and measures a row, and writes its result."""
@@ -204,6 +212,8 @@ def main(options: Options) -> None:
     left = sitting.left()
     says = f"{len(left)} rows left, about {sum(map(sitting.minutes, left)):.0f} minutes: the same command goes on"
     sitting.say(says if left else "every row is done: make tables")
+    if sitting.refused:
+        raise ValueError(f"{', '.join(sitting.refused)}: not deployed, for the reason above")
 
 
 if __name__ == "__main__":

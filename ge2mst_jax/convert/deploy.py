@@ -397,7 +397,7 @@ def deploy(
     _refuse_what_multiplies(net)
     if calibration is not None:
         before, after = accuracy(net.training_logits(images), labels), accuracy(net(images)[0], labels)
-        if before - after > max_accuracy_drop:
+        if before - after > max_accuracy_drop + 1e-9:  # one image of 500 is 0.002, whatever 0.882 - 0.880 is
             raise ConversionError(
                 f"accuracy on {len(labels)} calibration images drops from {before:.2%} to {after:.2%}, "
                 f"more than max_accuracy_drop = {max_accuracy_drop:.2%}: the numbers need more fraction bits "

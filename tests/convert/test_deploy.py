@@ -1,5 +1,6 @@
 """Deployment: the fold is the stated formula, and what cannot be converted is refused by name."""
 
+import contextlib
 import dataclasses
 import pickle
 
@@ -247,6 +248,15 @@ def test_drop_of_accuracy_is_refused(small, monkeypatch):
         deploy(model, variables, SHAPE, calibration=(images, labels))
     coarse = deploy(model, variables, SHAPE, calibration=(images, labels), max_accuracy_drop=1.0)
     assert max(f.fraction_bits for f in coarse.formats) == 4
+
+
+@pytest.mark.parametrize(("after", "refused"), [(0.88, False), (0.878, True)])
+def test_one_image_of_five_hundred_may_be_lost(small, monkeypatch, after, refused):
+    found = iter((0.882, after))  # in floats 0.882 - 0.88 is more than 0.002
+    monkeypatch.setitem(deploy.__globals__, "accuracy", lambda logits, labels: next(found))
+    refusal = pytest.raises(ConversionError, match=r"drops from 88\.20%") if refused else contextlib.nullcontext()
+    with refusal:
+        deploy(*small, SHAPE, calibration=(random_images(2), [0, 0]))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,17 @@
 
 import importlib.util
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 import ge2mst_jax
+from ge2mst_jax.train import command
+from ge2mst_jax.train.setup import build_model
 
 ROOT = Path(__file__).parents[2]
 #: Pages whose blocks need something that a test makes for them.
@@ -59,6 +64,42 @@ def test_commands_name_scripts_and_experiments_that_are_there(page):
     assert {script for script in scripts if not (ROOT / script).is_file()} == set()
     names = set(re.findall(r"experiments/train\.py (\w+)", text)) - {"NAME", "as"}
     assert {name for name in names if not (ROOT / f"experiments/configs/{name}.py").is_file()} == set()
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every command of a script, with its page."""
+    lines = [
+        (page, line)
+        for page in pages()
+        for language, body in blocks(page)
+        if language == "sh"
+        for line in body.replace("\\\n", " ").splitlines()
+    ]
+    return [(page, line) for page, line in lines if re.search(r"python experiments/\w+\.py", line)]
+
+
+def test_options_of_commands_are_those_of_the_scripts(monkeypatch, capsys):
+    """Each is parsed as it stands, and not run; what one trains is made."""
+
+    def made(options):
+        if hasattr(options, "train"):
+            build_model(options.train, 10)
+
+    run_command = command.run_command
+    monkeypatch.setattr(command, "run_command", lambda main, *rest: run_command(made, *rest))
+    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+    refused = []
+    for page, line in commands():
+        words = shlex.split(line, comments=True)
+        _, script, *_ = given = words[next(i for i, word in enumerate(words) if word.endswith("python")) :]
+        monkeypatch.setattr(sys, "argv", given[1:])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stop:
+            if stop.code:
+                refused.append((page, line, capsys.readouterr().err))
+    assert refused == []
+    assert len(commands()) > 20
 
 
 def test_versions_are_one():

@@ -244,6 +244,7 @@ def test_train_runs_an_experiment_by_its_name(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["mnist"], "unknown experiment 'mnist': known are cifar10, cifar100, digits"),
+        (["--model", "ge2mst_nano"], "an experiment comes before '--model': known are cifar10, cifar100, digits"),
         (["digits", "--batch-size", "0"], "batch_size is 0: it must be a whole number, 1 to 16777216"),
         (["digits", "--batch-sizes", "8"], "--batch-sizes"),
         (["digits", "--epochs", "many"], "many"),

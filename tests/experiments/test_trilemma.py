@@ -12,6 +12,7 @@ import trilemma
 from harness import rows
 from rich.console import Console
 
+from ge2mst_jax.convert import ConversionError
 from ge2mst_jax.spiking import SpikeCode
 from ge2mst_jax.train import as_json
 from ge2mst_jax.train.command import run_command
@@ -102,6 +103,22 @@ def test_a_row_that_another_process_has_is_passed_over(tmp_path):
     with trilemma.exclusive(tmp_path / "runs" / "locks" / "neurons-relu-s1"), contextlib.suppress(ValueError):
         made.run()
     assert made.order == ["neurons-relu-s0", "neurons-relu-s2"]
+
+
+def test_a_network_that_is_not_deployed_keeps_no_other_row_from_being_run(tmp_path, monkeypatch, capsys):
+    def measured(self, row):
+        if row.config.seed == 1:
+            raise ConversionError("no fraction bits are left")
+        return {}
+
+    monkeypatch.setattr(trilemma.Sitting, "measured", measured)
+    where = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    with pytest.raises(SystemExit) as stop:
+        run_command(trilemma.main, trilemma.Options, arguments=["neurons", "--only", "relu-s", *where])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "neurons-relu-s1: not deployed, for the reason above" in said.err
+    assert "neurons-relu-s1: no fraction bits are left" in said.out and "1 rows left" in said.out
+    assert {path.stem for path in (tmp_path / "results").iterdir()} == {"neurons-relu-s0", "neurons-relu-s2"}
 
 
 def test_out_of_minutes_nothing_new_is_begun(tmp_path):
