@@ -4,7 +4,7 @@
 
 `sizes` needs nothing. `neurons` and `zoo` need the extra `peer` (PyTorch, SpikingJelly); `authors` and `batch` also
 checkouts of the authors' repositories in FOLDER, by their names, as `git clone` makes them. What was found goes to
-DOCS/results/peers.json; parts that are not asked for stay as they were found before.
+DOCS/results/peers.json; parts that are not asked for stay as they were found before. Compared is on one core.
 """
 
 import signals  # noqa: F401  # before all that takes time
@@ -19,6 +19,7 @@ from pathlib import Path
 from harness import parity
 from harness.parity_cases import AUTHORS, ZOO, load
 from harness.sizes import size_of
+from harness.timing import keep_to_one_core
 from rich.console import Console
 
 from ge2mst_jax.checks import check_choice
@@ -154,6 +155,8 @@ FIND = {"sizes": sizes, "neurons": neurons, "zoo": zoo, "authors": authors, "bat
 
 def main(options: Options) -> None:
     console, path = Console(), options.docs / "results" / "peers.json"
+    if set(options.parts) - {"sizes"}:
+        keep_to_one_core()
     found = read_json(path) if path.exists() else {}
     for name in options.parts:
         with console.status(name) if console.is_terminal else contextlib.nullcontext():

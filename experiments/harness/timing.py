@@ -13,6 +13,15 @@ from ge2mst_jax.train import TrainConfig, set_up
 from ge2mst_jax.train.sharding import batch_sharding, replicated
 
 
+def keep_to_one_core() -> None:
+    """What starts from now on, XLA's threads too, runs on one core, where the system can do that.
+
+    Sums then have one order, and a rounding that flips a spike does so again.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 def one_core_clock():
     """CPU time of this process where it has one core and no accelerator: what others do on that core is left out.
 

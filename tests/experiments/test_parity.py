@@ -1,12 +1,15 @@
 """Our peers beside PyTorch's: the same spikes, logits, gradients. Needs the extra `peer`, and the authors' code."""
 
+import json
 import os
-from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
+import peers
 import pytest
 from harness import parity
-from harness.parity_cases import AUTHORS, ZOO, Case, load
+from harness.parity_cases import AUTHORS, ZOO, Case
 
 #: Folder of checkouts of the authors' repositories, where there is one.
 CHECKOUTS = os.environ.get("GE2MST_AUTHORS")
@@ -50,31 +53,42 @@ def check(found):
     assert found.get("synops") == found.get("synops_theirs")
 
 
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What `experiments/peers.py` finds, in a process of its own: it compares on one core."""
+    for module in ("torch", "spikingjelly"):
+        pytest.importorskip(module, reason="the extra 'peer' is not installed")
+    docs = tmp_path_factory.mktemp("docs")
+    (docs / "results").mkdir()
+    (docs / "peers.md").write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in peers.PARTS))
+    more = ["authors", "batch", "--authors", CHECKOUTS] if CHECKOUTS else []
+    command = [sys.executable, peers.__file__, "--docs", str(docs), "--parts", "neurons", "zoo", *more]
+    subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": ""})
+    made = json.loads((docs / "results" / "peers.json").read_text())
+    return made | {part: {row["case"]: row for row in made.get(part, ())} for part in ("zoo", "authors")}
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_neurons_alone_fire_as_spikingjellys():
-    pytest.importorskip("spikingjelly", reason="the extra 'peer' is not installed")
-    for row in parity.neurons_alone():
+def test_neurons_alone_fire_as_spikingjellys(found):
+    assert [row["sent"] for row in found["neurons"]] == [36_000] * 4
+    for row in found["neurons"]:
         assert row["differ"] == 0 and row["gradient"] < 1e-5, row
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ZOO)
-def test_the_zoos_networks_do_what_ours_do(name):
-    torch = pytest.importorskip("torch", reason="the extra 'peer' is not installed")
-    pytest.importorskip("spikingjelly", reason="the extra 'peer' is not installed")
-    torch.manual_seed(ZOO[name].seed)
-    check(parity.compare(ZOO[name], ZOO[name].make()))
+def test_the_zoos_networks_do_what_ours_do(found, name):
+    check(found["zoo"][name])
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not CHECKOUTS, reason="GE2MST_AUTHORS names no folder of the authors' repositories")
 @pytest.mark.parametrize("name", AUTHORS)
-def test_the_authors_networks_do_what_ours_do(name):
-    torch = pytest.importorskip("torch")
-    folder, file, case = AUTHORS[name]
-    torch.manual_seed(case.seed)
-    module = load(Path(CHECKOUTS), folder, file)
-    check(parity.compare(case, case.make(module)))
+def test_the_authors_networks_do_what_ours_do(found, name):
+    check(found["authors"][name])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHECKOUTS, reason="GE2MST_AUTHORS names no folder of the authors' repositories")
+def test_only_the_authors_neurons_are_integrated_over_the_batch(found):
+    assert found["batch"]["ours"]["by"] == 0 < found["batch"]["theirs"]["by"]
