@@ -83,6 +83,8 @@ def neurons():
         yield row("neurons", f"expg {code}", code=code)
     for code in ("1x4", "2x2", "4x1", "2x3/1"):
         yield row("neurons", f"expg {code}, budget 0.3", code=code, spike_budget=0.3)
+    for code in ("1x4", "2x2"):
+        yield row("neurons", f"expg {code}, budget 0.12", code=code, spike_budget=0.12)
     for neuron in ("lif", "plif"):
         for steps in (1, 2, 4) if neuron == "plif" else (1, 2):
             yield row("neurons", f"{neuron}, T = {steps}", neuron=neuron, code=f"1x{steps}", **step)
