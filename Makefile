@@ -8,8 +8,8 @@ READY := .venv/.ready
 quickstart: $(READY)
 	$(RUN) experiments/quickstart.py
 
-# Lint, format, tests and every example in the docs: 20 minutes on 2 cores that did other work too, in two halves side by
-# side. Most of it is compiling, on one core: each half has a cache of its own, and XLA leaves out what makes programs fast.
+# Lint, format, tests and every example in the docs: 20 minutes of a core, in two halves side by side: 11 minutes on two.
+# Most of it is compiling, on one core: each half has a cache of its own, and XLA leaves out what makes programs fast.
 FIRST := tests/convert tests/data tests/docs tests/energy tests/grouping tests/nn tests/report
 QUICK := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 CACHE = JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.cache/$@"

@@ -16,7 +16,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from harness.rows import all_rows, read_result
+from harness.rows import EPOCHS, all_rows, read_result
 from harness.sizes import size_of
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -46,6 +46,9 @@ COLOURS = {
     "lif": "#e07b39",
     "plif": "#c0392b",
 }
+
+#: Neurons whose time steps are told beside their points.
+SERIES = ("qcfs", "lif", "plif")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,25 +239,31 @@ def comparison_table(published: list[dict], sizes: dict[str, dict], data: str) -
 
 
 def accuracy_against_energy(results) -> Figure:
-    """Every trained row of neurons: how right it is as it runs, for how much energy."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes, named = figure.subplots(), set()
-    for label, found in by_label(results, "neurons").items():
-        for run in (run for each in found for run in each.get("executed", ())):
-            neuron = found[0]["config"]["neuron"]
-            axes.scatter(
-                1e3 * run["energy_mj"]["exact"], 100 * run["accuracy"], color=COLOURS[neuron], s=22,
-                label=None if neuron in named else neuron,
-            )  # fmt: skip
-            named.add(neuron)
-            if found[0] is found[-1] and neuron != "qcfs":
-                axes.annotate(
-                    label,
-                    (1e3 * run["energy_mj"]["exact"], 100 * run["accuracy"]),
-                    fontsize=6,
-                    xytext=(3, 3),
-                    textcoords="offset points",
-                )
+    """Every trained row of neurons, the mean of its seeds: how right it is as it runs, for how much energy."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes, series = figure.subplots(), collections.defaultdict(list)
+    for found in filter(None, by_label(results, "neurons").values()):
+        config = found[0]["config"]
+        neuron, budget = config["neuron"], config["spike_budget"]
+        kind = f"expg {config['code']}" if neuron == "expg" else neuron
+        whole = config["epochs"] == EPOCHS
+        for runs in zip(*(each["executed"] for each in found if "executed" in each), strict=True):
+            about = "" if kind not in ("expg 1x4", *SERIES) else f"T = {runs[0]['steps']}"
+            if neuron == "expg":
+                about = about and (f"budget {budget}" if budget else "no budget")
+            energy = np.mean([1e3 * run["energy_mj"]["exact"] for run in runs])
+            accuracy = np.mean([100 * run["accuracy"] for run in runs])
+            series[kind if whole else f"{kind}, a quarter of the steps"].append((energy, accuracy, about))
+    markers = dict(zip(sorted(name for name in series if name.startswith("expg")), "osD^v", strict=False))
+    for name, points in series.items():
+        energies, accuracies, notes = zip(*sorted(points), strict=True)
+        kind, _, share = name.partition(",")
+        axes.plot(
+            energies, accuracies, marker=markers.get(kind, "o"), lw=0.8, ms=5, label=name,
+            color=COLOURS[kind.split()[0]], markerfacecolor="white" if share else None,
+        )  # fmt: skip
+        for energy, accuracy, about in zip(energies, accuracies, notes, strict=True):
+            axes.annotate(about, (energy, accuracy), fontsize=6, xytext=(4, 3), textcoords="offset points")
     axes.set(xscale="log", xlabel="energy of an image as it runs, exact, µJ", ylabel="test accuracy, %")
     return bare(figure)
 

@@ -96,7 +96,7 @@ def test_gradients_are_those_of_the_loop(kind):
     def slow(x, kernel):
         return np.sum(towards * slow_conv(x, kernel, stride))
 
-    to_x, to_kernel = jax.grad(loss, (0, 1))(x, kernel)
+    to_x, to_kernel = jax.block_until_ready(jax.grad(loss, (0, 1))(x, kernel))  # which read what is changed below
     # The map is linear in each operand: the difference that 1 makes is the derivative.
     for gradient, operand in ((to_x, x), (to_kernel, kernel)):
         index = tuple(side // 2 for side in operand.shape)
