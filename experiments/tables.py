@@ -248,9 +248,9 @@ def accuracy_against_energy(results) -> Figure:
         kind = f"expg {config['code']}" if neuron == "expg" else neuron
         whole = config["epochs"] == EPOCHS
         for runs in zip(*(each["executed"] for each in found if "executed" in each), strict=True):
-            about = "" if kind not in ("expg 1x4", *SERIES) else f"T = {runs[0]['steps']}"
-            if neuron == "expg":
-                about = about and (f"budget {budget}" if budget else "no budget")
+            about = f"T = {runs[0]['steps']}" if neuron in SERIES else ""
+            if kind == "expg 1x4":  # those of other codes lie on it
+                about = f"budget {budget}" if budget else "no budget"
             energy = np.mean([1e3 * run["energy_mj"]["exact"] for run in runs])
             accuracy = np.mean([100 * run["accuracy"] for run in runs])
             series[kind if whole else f"{kind}, a quarter of the steps"].append((energy, accuracy, about))
