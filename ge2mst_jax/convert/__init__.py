@@ -9,13 +9,11 @@ from ge2mst_jax.convert.certificate import (
     check_reference,
     compare_executions,
 )
+from ge2mst_jax.convert.convertible import LOSSLESS, check_convertible, check_neuron
 from ge2mst_jax.convert.deploy import (
     EXECUTED,
-    LOSSLESS,
     DeployedNet,
     accuracy,
-    check_convertible,
-    check_neuron,
     deploy,
     digest_of,
     fold,

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +13,12 @@ import numpy as np
 from flax import traverse_util
 
 from ge2mst_jax.checks import check_choice, check_number, check_whole, shown
+from ge2mst_jax.convert.convertible import (
+    check_accumulates,
+    check_finite,
+    check_shapes,
+    check_trained,
+)
 from ge2mst_jax.convert.fixed_point import (
     ConversionError,
     CurrentFormat,
@@ -22,8 +27,7 @@ from ge2mst_jax.convert.fixed_point import (
     nest,
     shared_currents,
 )
-from ge2mst_jax.energy import AuditError, audit
-from ge2mst_jax.models import Ge2mST, model_fields
+from ge2mst_jax.models import model_fields
 from ge2mst_jax.nn import Arithmetic, AttentionRecord, SynapseRecord, check_images
 from ge2mst_jax.nn.images import NO_SUM
 from ge2mst_jax.nn.planes import planes_of
@@ -32,8 +36,6 @@ from ge2mst_jax.nn.planes import planes_of
 BEFORE = {"attention": "gw_ssa", "local": True}
 #: How a deployed network runs.
 EXECUTED = ("dense", "spiking")
-#: Neurons whose twin is what they fire, bit for bit, once deployed.
-LOSSLESS = ("expg", "sfa")
 #: Fields of a network that say nothing of a deployed one: how it is run, and what its neurons have no use for.
 NOT_IN_DIGEST = ("execution", "capture", "remat", "backend", "lif", "rate_steps")
 
@@ -194,73 +196,6 @@ def _check_about(about) -> None:
         raise ValueError(f"about is {shown(about)}: it must be a dict of what JSON can hold")
 
 
-def check_neuron(neuron) -> None:
-    """Refuses the name of a neuron that cannot be deployed.
-
-    Raises:
-        ConversionError: any that is not in `LOSSLESS`.
-
-    >>> check_neuron("sfa")
-    """
-    if neuron not in LOSSLESS:
-        named = " and ".join(map(repr, LOSSLESS))
-        raise ConversionError(f"a network of {neuron!r} neurons cannot be converted: only {named} are lossless")
-
-
-def check_convertible(model) -> None:
-    """Refuses a network that cannot be deployed: one of other neurons, and every peer.
-
-    Raises:
-        ConversionError: names the neurons, or the family.
-
-    >>> from ge2mst_jax import create_model
-    >>> check_convertible(create_model("e_spikeformer_s"))
-    Traceback (most recent call last):
-    ge2mst_jax.convert.fixed_point.ConversionError: ESpikeFormer cannot be converted: only Ge2mST can
-    """
-    check_neuron(getattr(model, "neuron", "unknown"))
-    if not isinstance(model, Ge2mST):
-        raise ConversionError(f"{type(model).__name__} cannot be converted: only Ge2mST can")
-
-
-def _refuse_what_is_not_ours(model, variables) -> None:
-    check_convertible(model)
-    if model.execution != "training":
-        raise ConversionError("this network is deployed already: pass the training network")
-    for collection in ("params", "batch_stats"):
-        if not isinstance(variables, Mapping) or collection not in variables:
-            raise ConversionError(f"variables hold no {collection!r}: pass what model.init returned, as it was trained")
-    _refuse_not_finite(variables, "holds numbers that are not finite")
-
-
-def _refuse_misfits(model, variables, image_shape) -> None:
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
-    expected = jax.eval_shape(model.init, jax.random.key(0), image)
-    for collection in ("params", "batch_stats"):
-        made, given = (traverse_util.flatten_dict(tree[collection], sep="/") for tree in (expected, variables))
-        for name in sorted(made.keys() | given.keys()):
-            shapes = [tuple(np.shape(tree[name])) if name in tree else "absent" for tree in (given, made)]
-            if shapes[0] != shapes[1]:
-                raise ConversionError(
-                    f"{name} is {shapes[0]}, but {shapes[1]} in this network on images {image_shape}: "
-                    "the variables are of another one"
-                )
-
-
-def _refuse_not_finite(arrays, what) -> None:
-    for path, array in traverse_util.flatten_dict(arrays, sep="/").items():
-        if not np.isfinite(np.asarray(array, np.float32)).all():
-            raise ConversionError(f"{path} {what}")
-
-
-def _refuse_what_multiplies(net) -> None:
-    for execution in ("dense", "spiking"):
-        try:
-            audit(net, execution).check(analog_stem=True)
-        except AuditError as error:
-            raise ConversionError(f"{error}: it cannot be converted") from error
-
-
 def fold(model, variables, image_shape):
     """Folds BatchNorm and thresholds into weights, in float32, no integers yet.
 
@@ -284,7 +219,7 @@ def fold(model, variables, image_shape):
         owner = path[:-2] if path[-2:-1] == ("norm",) else path[:-1]
         if owner not in known:
             raise ConversionError(f"convert does not know the layer {'/'.join(owner)} (it holds {path[-1]!r})")
-    _refuse_not_finite(params, "is not finite once gains and thresholds are folded into it: train with smaller numbers")
+    check_finite(params, "is not finite once gains and thresholds are folded into it: train with smaller numbers")
     return params, aux
 
 
@@ -368,10 +303,10 @@ def deploy(
     )
     check_number("max_accuracy_drop", max_accuracy_drop, 0, 1)
     _check_about(about := {} if about is None else about)
-    _refuse_what_is_not_ours(model, variables)
+    check_trained(model, variables)
     # A deployed network has no backward pass to save memory in.
     model = model.clone(current_bits=Arithmetic(current_bits).current_bits, remat="none")
-    _refuse_misfits(model, variables, image_shape)
+    check_shapes(model, variables, image_shape)
     if calibration is not None:
         images, labels = calibration
         check_images(images, image_shape)
@@ -394,7 +329,7 @@ def deploy(
         jax.device_get(variables),
         about,
     )
-    _refuse_what_multiplies(net)
+    check_accumulates(net)
     if calibration is not None:
         before, after = accuracy(net.training_logits(images), labels), accuracy(net(images)[0], labels)
         if before - after > max_accuracy_drop + 1e-9:  # one image of 500 is 0.002, whatever 0.882 - 0.880 is

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ge2mst_jax.convert.deploy import check_convertible
+from ge2mst_jax.convert.convertible import check_convertible
 from ge2mst_jax.convert.fixed_point import leaves, nest
 from ge2mst_jax.nn import AttentionRecord, SynapseRecord
 
