@@ -58,6 +58,8 @@ class Options:
     """Folder of the runs."""
     results: Path = Path("docs/results/trilemma")
     """Folder of what was measured."""
+    costs_again: bool = False
+    """Train nothing: measure again what a step of the rows that are done costs."""
     list_rows: bool = False
     """Run nothing: show what is done and left."""
 
@@ -128,6 +130,28 @@ class Sitting:
                 self.say(f"{row.name}: {error}")
                 self.refused.append(row.name)
 
+    def cost_again(self) -> None:
+        """Of every row that is done and has one, as long as there are minutes; the rest of its result stays."""
+        for row in self.rows:
+            if time.monotonic() > self.ends:
+                break
+            if not self.done(row) or row.follows is not None:
+                continue
+            found = read_result(self.result(row.name))
+            image_shape, classes = self.images(row.config)[2:]
+            found["cost"] = cost(row.config, image_shape, classes) | {"environment": environment()}
+            self.write(row, found)
+            self.say(f"{row.name}: {found['cost']['seconds'] / found['cost']['relu_seconds']:.2f} of the ANN's time")
+
+    def write(self, row: Row, found: dict) -> None:
+        self.options.results.mkdir(parents=True, exist_ok=True)
+        write_whole(self.result(row.name), json.dumps(found, indent=1) + "\n")
+
+    def images(self, config):
+        """`(train, test, shape, classes)`."""
+        source, test = (open_source(config.data, s, config.data_dir, config.on_corrupt) for s in ("train", "test"))
+        return source, test, BatchPlan(1, decode=config.decode).shape(source), len(source.classes)
+
     def make(self, row: Row) -> None:
         """Runs and measures a row, and writes its result."""
         start, seconds = time.monotonic(), seconds_of(self.options.runs / row.name)
@@ -135,14 +159,12 @@ class Sitting:
         found |= self.converted(row) if row.follows else self.measured(row)
         seconds += time.monotonic() - start
         found |= {"minutes": seconds / 60, "environment": environment()}
-        self.options.results.mkdir(parents=True, exist_ok=True)
-        write_whole(self.result(row.name), json.dumps(found, indent=1) + "\n")
+        self.write(row, found)
 
     def measured(self, row: Row) -> dict:
         """Trained, executed, and what a step of its training costs."""
         config = row.config
-        source, test = (open_source(config.data, s, config.data_dir, config.on_corrupt) for s in ("train", "test"))
-        shape, classes = BatchPlan(1, decode=config.decode).shape(source), len(source.classes)
+        source, test, shape, classes = self.images(config)
         found = {}
         if row.trained:
             folder = self.options.runs / row.name
@@ -203,6 +225,9 @@ def main(options: Options) -> None:
     sitting = Sitting(options, console)
     if options.list_rows:
         console.print(sitting.table())
+        return
+    if options.costs_again:
+        sitting.cost_again()
         return
     try:
         sitting.run()

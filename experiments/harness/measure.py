@@ -16,7 +16,7 @@ from ge2mst_jax.nn import TIMED, NeuronRecord
 from ge2mst_jax.report import differing
 from ge2mst_jax.train.deployed import count_over, first_images
 from ge2mst_jax.train.metrics import read_metrics
-from harness.timing import medians, temporary_bytes, training_step
+from harness.timing import medians, one_core_clock, temporary_bytes, training_step
 
 #: Steps of a rate-coded run, and images that it is measured on.
 RATE_STEPS, RATE_IMAGES = (2, 4, 8, 16, 32, 64), 1_000
@@ -26,12 +26,17 @@ BATCH, RATE_BATCH = 100, 800
 
 
 def cost(config, image_shape, classes: int, rounds: int = 5) -> dict:
-    """Of the trainer's own step: bytes of its temporary arrays, seconds, and the ANN's seconds in turns with it."""
+    """Of the trainer's own step: bytes of its temporary arrays, seconds, and the ANN's seconds in turns with it.
+
+    On one core, seconds of that core spent in the steps alone (`one_core_clock`).
+    """
     compiled, run = training_step(config, image_shape, classes)
     ann = dataclasses.replace(config, neuron="relu", code="1x4", qk_code="1x2", remat="none", spike_budget=None)
     runs = {"row": run} | ({} if ann == config else {"relu": training_step(ann, image_shape, classes)[1]})
-    seconds = medians(runs, rounds)
+    clock = one_core_clock()
+    seconds = medians(runs, rounds, clock)
     return {
+        "clock": clock.__name__,
         "bytes": temporary_bytes(compiled),
         "batch_size": config.batch_size,
         "seconds": seconds["row"],

@@ -121,6 +121,27 @@ def test_a_network_that_is_not_deployed_keeps_no_other_row_from_being_run(tmp_pa
     assert {path.stem for path in (tmp_path / "results").iterdir()} == {"neurons-relu-s0", "neurons-relu-s2"}
 
 
+def test_costs_are_measured_again_and_nothing_else_is_touched(tmp_path, monkeypatch):
+    made = sitting(tmp_path, tables=("neurons", "conversion"), only="-s0")
+    done = [row for row in made.rows if row.label in ("relu", "lif, T = 2", "1x8")]
+    before = {row.name: a_result(row) for row in done}
+    for row in done:
+        made.write(row, before[row.name])
+    asked = []
+    monkeypatch.setattr(
+        trilemma, "cost", lambda config, *about: asked.append(config) or dict(seconds=3, relu_seconds=2)
+    )
+    monkeypatch.setattr(made, "images", lambda config: (None, None, (28, 28, 1), 10))
+    made.cost_again()
+    after = {row.name: json.loads(made.result(row.name).read_text()) for row in done}
+    assert made.order == [] and len(asked) == 2
+    assert after["conversion-1x8-s0"] == json.loads(json.dumps(before["conversion-1x8-s0"]))
+    for name in ("neurons-relu-s0", "neurons-lif_T_2-s0"):
+        cost = after[name].pop("cost")
+        assert cost["seconds"] == 3 and cost["environment"]["packages"]
+        assert after[name] == json.loads(json.dumps({k: v for k, v in before[name].items() if k != "cost"}))
+
+
 def test_out_of_minutes_nothing_new_is_begun(tmp_path):
     made = sitting(tmp_path, tables=("neurons",), budget_minutes=1.0)
     made.ends = time.monotonic() - 1
