@@ -47,6 +47,9 @@ COLOURS = {
     "plif": "#c0392b",
 }
 
+MARKERS = {"expg 2x2": "s", "expg 2x3/1": "D", "expg 4x1": "^", "sfa 4x1": "P"}
+#: Where the words stand, from the point that they are about; above it and to the right if not named.
+NOTES = {"lif": (2, -9), "expg": (-2, 10)}
 #: Neurons whose time steps are told beside their points.
 SERIES = ("qcfs", "lif", "plif")
 
@@ -248,22 +251,23 @@ def accuracy_against_energy(results) -> Figure:
         kind = f"expg {config['code']}" if neuron == "expg" else neuron
         whole = config["epochs"] == EPOCHS
         for runs in zip(*(each["executed"] for each in found if "executed" in each), strict=True):
-            about = f"T = {runs[0]['steps']}" if neuron in SERIES else ""
+            about = f"T = {runs[0]['steps']}" if neuron in SERIES and whole else ""
             if kind == "expg 1x4":  # those of other codes lie on it
                 about = f"budget {budget}" if budget else "no budget"
             energy = np.mean([1e3 * run["energy_mj"]["exact"] for run in runs])
             accuracy = np.mean([100 * run["accuracy"] for run in runs])
-            series[kind if whole else f"{kind}, a quarter of the steps"].append((energy, accuracy, about))
-    markers = dict(zip(sorted(name for name in series if name.startswith("expg")), "osD^v", strict=False))
+            name = kind if whole else f"{kind}, T = {runs[0]['steps']}, trained for a quarter"
+            series[name].append((energy, accuracy, about))
     for name, points in series.items():
         energies, accuracies, notes = zip(*sorted(points), strict=True)
         kind, _, share = name.partition(",")
         axes.plot(
-            energies, accuracies, marker=markers.get(kind, "o"), lw=0.8, ms=5, label=name,
+            energies, accuracies, marker=MARKERS.get(kind, "o"), lw=0.8, ms=5, label=name,
             color=COLOURS[kind.split()[0]], markerfacecolor="white" if share else None,
         )  # fmt: skip
         for energy, accuracy, about in zip(energies, accuracies, notes, strict=True):
-            axes.annotate(about, (energy, accuracy), fontsize=6, xytext=(4, 3), textcoords="offset points")
+            where = dict(xytext=NOTES.get(kind.split()[0], (4, 3)), ha="center" if "budget" in about else "left")
+            axes.annotate(about, (energy, accuracy), fontsize=6, textcoords="offset points", **where)
     axes.set(xscale="log", xlabel="energy of an image as it runs, exact, µJ", ylabel="test accuracy, %")
     return bare(figure)
 
@@ -281,39 +285,41 @@ def memory_against_steps(results) -> Figure:
         points = sorted(lines[kind].items())
         style = "--" if "remat" in kind else "-"
         axes.plot(*zip(*points, strict=True), style, marker="o", label=kind, color=COLOURS[kind.partition(",")[0]])
-    axes.set(xscale="log", yscale="log", xlabel="time steps T", ylabel="training memory, MiB")
-    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-    return bare(figure)
+    axes.set(yscale="log", xlabel="time steps T", ylabel="training memory, MiB")
+    return bare(along_steps(figure, [1, 2, 4, 8, 16]))
 
 
 def accuracy_against_steps(results) -> Figure:
-    """Accuracy over T: QCFS rate-coded, and ours."""
+    """Accuracy over T: QCFS rate-coded, and ours; means of seeds, and their standard deviation."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
-    axes, rated = figure.subplots(), False
-    for each in results.values():
-        if (
-            each["table"] != "neurons"
-            or "executed" not in each
-            or each["config"]["neuron"] not in ("qcfs", "expg", "sfa")
-        ):
+    axes = figure.subplots()
+    for label, found in by_label(results, "neurons").items():
+        found = [each for each in found if "executed" in each]
+        neuron = label.split()[0]
+        if not found or neuron not in ("qcfs", "expg", "sfa") or found[0]["config"]["spike_budget"] is not None:
             continue
-        neuron, runs = each["config"]["neuron"], each["executed"]
-        label = f"{neuron} {each['config']['code']}" if each["config"]["seed"] == 0 else None
+        runs = [each["executed"] for each in found]
+        steps = [run["steps"] for run in runs[0]]
+        accuracies = 100 * np.array([[run["accuracy"] for run in each] for each in runs])
+        spread = accuracies.std(0, ddof=1) if len(runs) > 1 else None
+        axes.errorbar(
+            steps, accuracies.mean(0), spread, marker=MARKERS.get(label, "o"), ms=5, capsize=2, color=COLOURS[neuron],
+            label="qcfs, rate-coded" if neuron == "qcfs" else label,
+        )  # fmt: skip
         if neuron == "qcfs":
-            axes.plot(
-                [r["steps"] for r in runs],
-                [100 * r["accuracy"] for r in runs],
-                "o-",
-                color=COLOURS["qcfs"],
-                label=None if rated else "qcfs, rate-coded",
-            )
-            axes.axhline(100 * each["dense"], color=COLOURS["qcfs"], lw=0.6, ls=":")
-            rated = True
-        elif each["config"]["spike_budget"] is None:
-            axes.scatter(runs[0]["steps"], 100 * runs[0]["accuracy"], color=COLOURS[neuron], marker="s", label=label)
-    axes.set(xscale="log", xlabel="time steps T", ylabel="test accuracy as spiking, %")
-    axes.set_xticks([2, 4, 8, 16, 32, 64], ["2", "4", "8", "16", "32", "64"])
-    return bare(figure)
+            trained = 100 * np.mean([each["dense"] for each in found])
+            axes.axhline(trained, color=COLOURS[neuron], lw=0.6, ls=":", label="qcfs, as trained")
+    axes.set(xlabel="time steps T", ylabel="test accuracy as spiking, %")
+    return bare(along_steps(figure, [2, 4, 8, 16, 32, 64]))
+
+
+def along_steps(figure: Figure, ticks: list[int]) -> Figure:
+    """With a logarithmic axis of T that names these alone."""
+    for axes in figure.axes:
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.set_xticks([], minor=True)
+    return figure
 
 
 def bare(figure: Figure) -> Figure:
