@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of docs/results.md from what was measured and published; nothing is typed in by hand.
+"""Writes the tables and pictures of docs/results.md, and README.md's, from what was measured and published alone.
 
     python experiments/tables.py [--docs docs]
 
@@ -37,6 +37,8 @@ OURS = (
     ("cifar10", "ge2mst_cifar", (32, 32, 3), 10),
     ("cifar100", "ge2mst_cifar", (32, 32, 3), 100),
 )
+#: Rows of neurons that README.md shows.
+SUMMARY = ("relu", "expg 1x4", "expg 1x4, budget 0.3", "expg 1x4, budget 0.12", "sfa 4x1", "qcfs 4x1", "lif, T = 4")
 TITLES = {"imagenet": "ImageNet-1k", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 COLOURS = {
     "relu": "#9aa5b1",
@@ -59,7 +61,7 @@ class Options:
     """Writes the tables and pictures of docs/results.md."""
 
     docs: Path = Path("docs")
-    """Folder of results.md and results/."""
+    """Folder of results.md and results/; README.md lies beside it."""
 
 
 def percent(shares) -> str:
@@ -125,6 +127,26 @@ def neurons_table(results) -> str:
                 *(cost if i == 0 else ["", ""]),
                 links(found) if i == 0 else "",
             ])  # fmt: skip
+    return markdown(header, lines)
+
+
+def summary_table(results) -> str:
+    """Of README.md: the rows of neurons that stand for their kind, each as it runs at its most steps."""
+    header = ["neurons", "run as", "T", "test accuracy", "energy an image", "training memory", "training step"]
+    lines = []
+    for label, found in by_label(results, "neurons").items():
+        if label not in SUMMARY or not found:
+            continue
+        runs = [each["executed"][-1] for each in found]
+        lines.append([
+            label,
+            how(found[0], runs[0]),
+            str(runs[0]["steps"] or ""),
+            percent([run["accuracy"] for run in runs]),
+            mean([1e3 * run["energy_mj"]["exact"] for run in runs], "{:.1f} µJ"),
+            mean([each["cost"]["bytes"] / 2**20 for each in found], "{:.0f} MiB"),
+            mean([each["cost"]["seconds"] / each["cost"]["relu_seconds"] for each in found], "{:.2f} ×"),
+        ])  # fmt: skip
     return markdown(header, lines)
 
 
@@ -357,6 +379,7 @@ def main(options: Options) -> None:
     sizes = {size["model"]: size for size in read_json(folder / "peers.json")["sizes"]}
     for name, table in SECTIONS.items():
         write_section(page, name, table(results))
+    write_section(options.docs.parent / "README.md", "summary", summary_table(results))
     write_section(page, "comparison", "\n\n".join(comparison_table(published, sizes, data) for data in TITLES))
     drawn = [name for name, draw in PICTURES.items() if write_picture(folder / f"{name}.png", draw(results))]
     write_section(

@@ -46,6 +46,7 @@ def docs(tmp_path, monkeypatch):
     (folder / "results" / "trilemma").mkdir(parents=True)
     names = (*tables.SECTIONS, "pictures", "comparison")
     (folder / "results.md").write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in names))
+    (tmp_path / "README.md").write_text("<!-- summary -->\n<!-- /summary -->\n")
     peer = {"data": "imagenet", "model": "Peer", "parameters_m": 16.8, "steps": 4, "energy_mj": None, "top1": 70.24}
     about = {"source": "its README", "ann": False, "size": "peer_s"}
     (folder / "results" / "published.json").write_text(json.dumps({"rows": [peer | about]}))
@@ -68,7 +69,7 @@ def write(docs, *results):
     for made in results:
         (docs / "results" / "trilemma" / f"{made['row']}.json").write_text(json.dumps(made))
     run_command(tables.main, tables.Options, arguments=["--docs", str(docs)])
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in docs.rglob("*.*")}
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in docs.parent.rglob("*.*")}
 
 
 def test_every_row_has_a_name_of_its_own_and_a_network():
@@ -215,6 +216,9 @@ def test_tables_change_nothing_where_nothing_changed(docs):
     assert "| not run |" not in text.partition("**ImageNet")[0]
     assert "90.00 ± 1.00 %" in text  # three seeds
     assert "[1](results/trilemma/neurons-relu-s1.json)" in text
+    summary = (docs.parent / "README.md").read_text()
+    assert "| qcfs 4x1 | rate-coded, 2,000 images | 64 | 88.00 ± 0.00 % | 1.0 µJ | 64 MiB | 2.00 × |" in summary
+    assert "budget 0.3" in summary and "plif" not in summary
     assert "![accuracy over energy](results/accuracy_energy.png)" in text
     again = write(docs)
     pictures = [path for path in first if path.suffix == ".png"]
