@@ -76,10 +76,11 @@ class Neuron(NeuronLayer):
         if self.wire.rate_steps:
             return self._rate_coded(current, threshold, firing, code, name)
         if self.wire.neuron == "expg":
-            levels, kept = expg_twin_kept(current.value, firing, code, self.wire.dtype)
+            levels, kept, spikes = expg_twin_kept(current.value, firing, code, self.wire.dtype)
         else:
             levels, kept = qcfs_twin(current.value, firing, code, self.wire.dtype), None
-        activity = jnp.sum(expg_spike_count(current.value, firing, code), (1, 2, 3))
+            spikes = expg_spike_count(current.value, firing, code)
+        activity = jnp.sum(spikes, (1, 2, 3))
         self._fold(firing, unit)
         return Signal(levels, threshold, code, "levels", name, kept), activity
 

@@ -13,6 +13,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from ge2mst_jax.checks import shown
 from ge2mst_jax.spiking.codes import SpikeCode
@@ -149,26 +151,29 @@ def expg_twin(current, threshold, code: SpikeCode, dtype=None):
 
 
 def expg_twin_kept(current, threshold, code: SpikeCode, dtype=None):
-    """`expg_twin`, and what its backward pass keeps: one byte a neuron, in which the levels can be read again.
+    """`expg_twin`, its spikes, and what the backward pass of both keeps: one byte a neuron, in which the levels are.
 
     The byte is `n`, plus 128 where the current lies outside `[0, θL]` (below it where `n` is 0); two bytes for codes
     of more than 127 levels. Layers that get the levels may keep the same bytes (`kept_levels` reads them), so that a
     network in training holds one byte a neuron where an ANN holds a float. Reverse mode only.
 
+    The derivative of the spikes is that of `expg_spike_count`, its mean `s(n)` over the currents that fire the same
+    level: `s(n)/θ` to the current, `-s(n)·n/θ` to the threshold, 0 outside of `[0, θL]`. Between neighbours
+    `s(n) = (c(n+1) - c(n-1))/2` of the count table `c`.
+
     Args, Raises: as `expg_twin`.
 
     Returns:
-        `(levels, bytes)`, the bytes uint8 or uint16.
+        `(levels, bytes, spikes)`, the bytes uint8 or uint16, the spikes `0..T` in the current's floating type.
 
-    >>> levels, kept = expg_twin_kept(jnp.array([-1.0, 0.5, 2.4, 99.0]), 1.0, SpikeCode.parse("2x2"))
-    >>> kept, kept_levels(kept)
-    (Array([128,   1,   2, 134], dtype=uint8), Array([0, 1, 2, 6], dtype=uint8))
+    >>> levels, kept, spikes = expg_twin_kept(jnp.array([-1.0, 0.5, 2.4, 99.0]), 1.0, SpikeCode.parse("2x2"))
+    >>> kept, kept_levels(kept), spikes
+    (Array([128,   1,   2, 134], dtype=uint8), Array([0, 1, 2, 6], dtype=uint8), Array([0., 1., 1., 4.], dtype=float32))
     """
     code = SpikeCode.of(code)
     current, theta, own = operands(current, threshold, code.max_level)
-    own = _type_of_levels(dtype, own)
-    levels, kept = _in_bytes(current, theta, code)
-    return levels.astype(own), kept
+    levels, kept, spikes = _in_bytes(current, theta, code)
+    return levels.astype(_type_of_levels(dtype, own)), kept, spikes.astype(own)
 
 
 def kept_levels(kept):
@@ -191,25 +196,30 @@ def _in_bytes(current, theta, code):
     current, theta = meant(current, theta, code.max_level)
     outside = (current < 0) | (current > theta * code.max_level)
     kind, mark = (jnp.uint8, 128) if code.max_level < 128 else (jnp.uint16, 256)
-    return levels, levels.astype(kind) + mark * outside.astype(kind)
+    return levels, levels.astype(kind) + mark * outside.astype(kind), code.count(levels)
 
 
 def _in_bytes_forward(current, theta, code):
-    levels, kept = _in_bytes(current, theta, code)
-    return (levels, kept), (kept, theta)
+    levels, kept, spikes = _in_bytes(current.value, theta.value, code)
+    return (levels, kept, spikes), (kept, theta.value)
 
 
 def _in_bytes_backward(code, saved, gradients):
-    (kept, theta), gradient = not_before(gradients[0], saved)
+    # The spikes' gradient is there long before that of the value, for which whatever is made of the bytes waits.
+    of_value, _, of_spikes = gradients
+    of_value = jnp.zeros(of_value.shape, of_value.dtype) if isinstance(of_value, SymbolicZero) else of_value
+    (kept, theta), of_value = not_before(of_value, saved)
     theta = meant(jnp.ones_like(theta), theta, code.max_level)[1]
-    outside = kept > (255 if kept.dtype == jnp.uint16 else 127)
-    above = outside & (kept_levels(kept) > 0)
-    moved = jnp.where(above, code.max_level * gradient, 0)
-    broadcast = tuple(axis for axis, side in enumerate(theta.shape) if side == 1)
-    return jnp.where(outside, 0, gradient) / theta, jnp.sum(moved, broadcast, keepdims=True) / theta
+    outside, levels = kept > (255 if kept.dtype == jnp.uint16 else 127), kept_levels(kept)
+    to_theta = jnp.where(outside & (levels > 0), code.max_level * of_value, 0)
+    if not isinstance(of_spikes, SymbolicZero):
+        of_spikes = jnp.where(outside, 0, jnp.asarray(mean_slopes(code), of_spikes.dtype)[levels] * of_spikes)
+        of_value, to_theta = of_value + of_spikes, to_theta - of_spikes * levels
+    shared = tuple(axis for axis, side in enumerate(theta.shape) if side == 1)
+    return jnp.where(outside, 0, of_value) / theta, jnp.sum(to_theta, shared, keepdims=True) / theta
 
 
-_in_bytes.defvjp(_in_bytes_forward, _in_bytes_backward)
+_in_bytes.defvjp(_in_bytes_forward, _in_bytes_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -328,6 +338,21 @@ def expg_spike_count(current, threshold, code: SpikeCode):
     code = SpikeCode.of(code)
     current, theta, dtype = operands(current, threshold, code.max_level)
     return _spike_count(current, theta, code).astype(dtype)
+
+
+@functools.cache
+def mean_slopes(code: SpikeCode) -> tuple[float, ...]:
+    """Of the count table, interpolated linearly: its mean slope over the currents that fire each level, `0..L`.
+
+    >>> mean_slopes(SpikeCode.parse("2x2"))
+    (1.0, 0.5, 0.5, 1.0, 0.5, 0.5, 1.0)
+    """
+    # A level that greedy encoding does not reach stands with the one below it, whose currents those are.
+    first = np.array(code.projection) - 0.5
+    after = [*(level - 0.5 for level in code.levels[1:]), code.max_level]
+    first, last = np.maximum(first, 0), np.array(after)[np.searchsorted(code.levels, code.projection)]
+    climbed = np.interp([first, last], np.arange(code.max_level + 1), code.spike_counts)
+    return tuple(((climbed[1] - climbed[0]) / (last - first)).tolist())
 
 
 def ladder_levels(current, threshold, code: SpikeCode):

@@ -304,9 +304,37 @@ def test_twin_that_keeps_bytes_is_the_twin(text, shape):
     for found, expected in zip(outputs["kept"][:2], outputs["twin"][:2], strict=True):
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(outputs["kept"][2], outputs["twin"][2], rtol=1e-5, atol=1e-4)
-    levels, kept = expg_twin_kept(current, threshold, code)
+    levels, kept, spikes = expg_twin_kept(current, threshold, code)
     assert kept.dtype == (jnp.uint8 if code.max_level < 128 else jnp.uint16)
     np.testing.assert_array_equal(kept_levels(kept), levels)
+    np.testing.assert_array_equal(spikes, code.count(levels))
+
+
+@pytest.mark.parametrize("text", [*CODES, "16x1", "2x4/2"])
+def test_spikes_of_kept_levels_have_the_mean_gradient_of_the_currents_that_fire_them(text):
+    code = SpikeCode.parse(text)
+    fine = (np.arange(64 * code.max_level) + 0.5) / 64  # of I/θ, inside
+    current, theta = jnp.asarray(0.5 * fine, jnp.float32), jnp.float32(0.5)
+    levels = np.asarray(expg_twin(current, theta, code)).astype(int)
+    traced = np.float64(jax.grad(lambda i: expg_spike_count(i, theta, code).sum())(current))
+    means = np.bincount(levels, traced) / np.maximum(np.bincount(levels), 1)
+    weight = jnp.asarray(np.random.default_rng(0).normal(size=len(fine)), jnp.float32)
+    to_current, to_theta = jax.grad(lambda i, t: jnp.sum(weight * expg_twin_kept(i, t, code)[2]), (0, 1))(
+        current, theta
+    )
+    np.testing.assert_allclose(to_current, means[levels] * weight, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(to_theta, -np.sum(means[levels] * levels * np.asarray(weight)), rtol=1e-3)
+    out = jnp.float32([-0.1, 0.51 * code.max_level])
+    assert jax.grad(lambda i: expg_twin_kept(i, theta, code)[2].sum())(out).tolist() == [0.0, 0.0]
+
+
+def test_both_gradients_of_the_twin_that_keeps_bytes_add_up():
+    current, theta = jnp.linspace(-1.0, 5.0, 61), jnp.float32(0.7)
+    of = [lambda i, t, n=n: jnp.sum(jnp.sin(jnp.arange(61)) * expg_twin_kept(i, t, "2x3/1")[n]) for n in (0, 2)]
+    value, spikes = (jax.grad(f, (0, 1))(current, theta) for f in of)
+    both = jax.grad(lambda i, t: of[0](i, t) + of[1](i, t), (0, 1))(current, theta)
+    for one, other, total in zip(value, spikes, both, strict=True):
+        np.testing.assert_allclose(one + other, total, rtol=1e-5, atol=1e-5)
 
 
 def test_thresholds_that_mean_nothing_pass_no_gradient_through_bytes():
