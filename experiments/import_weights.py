@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -75,23 +76,52 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     state = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     if not state:
         raise ValueError(f"{one_line(path)} holds no arrays")
-    return {name.removeprefix("module."): array for name, array in state.items()}
+    made = {}
+    for name, array in state.items():
+        name = name.removeprefix("module.")
+        if name in made:
+            raise ValueError(f"{one_line(path)} holds {name} and module.{name}: leave one of them out")
+        made[name] = as_weight(f"{one_line(path)}: {one_line(name)}", array)
+    return made
+
+
+def as_weight(name: str, array: np.ndarray) -> np.ndarray:
+    """An array in float32; numbers of weights and statistics are floats, finite, variances not below 0.
+
+    Raises:
+        ValueError: names the array.
+
+    >>> as_weight("a.pth: bn.running_var", np.array([-1.0]))
+    Traceback (most recent call last):
+    ValueError: a.pth: bn.running_var holds a variance below 0: the file is damaged
+    """
+    if name.endswith("num_batches_tracked"):
+        return array.astype(np.float32)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} is {array.dtype}: weights must be floats (those of a quantised network are not read)")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds numbers that are not finite in float32: the file is damaged, or of no use")
+    if name.endswith("running_var") and (array < 0).any():
+        raise ValueError(f"{name} holds a variance below 0: the file is damaged")
+    return array
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a `.safetensors`, in float32."""
+    """The arrays of a `.safetensors`."""
     try:
         from safetensors import numpy
     except ImportError as error:
         raise ValueError(f"{one_line(path)}: reading it needs safetensors: pip install safetensors") from error
     try:
-        return {name: array.astype(np.float32) for name, array in numpy.load_file(path).items()}
+        return numpy.load_file(path)
     except Exception as error:  # a reader in another language raises what it likes
         raise ValueError(f"{one_line(path)} is no .safetensors, or a damaged one: {one_line(error)}") from error
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that `torch.save` wrote, the network's own where it holds more, in float32."""
+    """The arrays of a file that `torch.save` wrote, the network's own where it holds more."""
     try:
         import torch
     except ImportError as error:
@@ -108,7 +138,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{one_line(path)} holds a {type(found).__name__}: it must be a state dict")
     arrays = {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
     dense = {name: x for name, x in arrays.items() if x.layout == torch.strided and not x.is_quantized}
-    return {name: x.detach().to(torch.float32).numpy() for name, x in dense.items()}
+    wide = {name: x.detach().to(torch.float64 if x.is_floating_point() else x.dtype) for name, x in dense.items()}
+    return {name: x.numpy() for name, x in wide.items()}
 
 
 def classes_of(options: ImportWeights, state: dict) -> tuple[list[str], int]:

@@ -196,6 +196,27 @@ def test_half_precision_is_read(here):
         np.testing.assert_array_equal(array, half[name].astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("head.weight", lambda x: np.where(x == x.max(), np.nan, x), "holds numbers that are not finite in float32"),
+        ("head.bias", lambda x: np.full(x.shape, 1e300), "holds numbers that are not finite in float32"),
+        ("head.weight", lambda x: x.astype(np.int8), "is int8: weights must be floats (those of a quantised network"),
+        ("head.weight", lambda x: x > 0, "is bool: weights must be floats"),
+        ("head.weight", lambda x: x.astype(np.complex64), "is complex64: weights must be floats"),
+        ("block.0.mlp.fc1_bn.running_var", lambda x: -x, "holds a variance below 0: the file is damaged"),
+    ],
+)
+def test_numbers_that_no_weights_can_be_are_refused_by_name(here, capsys, name, change, says):
+    file = write(here, **{name: change(STATE[name])})
+    assert refused(capsys, file).startswith(f"{file}: {name} {says}") and is_clean(here)
+
+
+def test_one_name_twice_is_refused(here, capsys):
+    file = write(here, **{"module.head.bias": STATE["head.bias"] + 1})
+    assert "holds head.bias and module.head.bias: leave one of them out" in refused(capsys, file) and is_clean(here)
+
+
 # --- PyTorch's own files ----------------------------------------------------------------------------------------------
 
 
