@@ -30,6 +30,7 @@ def test_grids_of_the_resnet():
     assert jax.eval_shape(grid, jnp.zeros((2, 8, 8, 4))).shape == (2, 4, 4, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer"), [(ResNet(3, (1, 1)), sgd()), (ViT(3, 4, 16, 2, 2), adamw())])
 def test_anchors_learn_one_batch(model, optimizer):
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)

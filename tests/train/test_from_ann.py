@@ -50,7 +50,9 @@ def test_what_is_made_computes_nearly_what_the_ann_does(convolutions, batches, c
     assert np.abs(logits[0] - logits[1]).max() < (0.3 if code == "1x8" else 0.7) * logits[0].std()
 
 
-@pytest.mark.parametrize(("code", "levels"), [("2x2", range(7)), ("1x3/1", (0, 1, 2, 4))])
+@pytest.mark.parametrize(
+    ("code", "levels"), [pytest.param("2x2", range(7), marks=pytest.mark.slow), ("1x3/1", (0, 1, 2, 4))]
+)
 def test_thresholds_are_those_of_least_error(batches, code, levels):
     """Of every layer, of every head of q and k, of a code with a gap too, against a search in NumPy."""
     ann, variables = ann_of(ATTENTION, batches)
@@ -120,11 +122,11 @@ def test_a_run_starts_from_a_run_of_relu_neurons(tmp_path, capsys):
     assert abs(raw[0] - raw[1]) > 1e-3
 
 
-@pytest.mark.parametrize("neuron", ["sfa", "lif"])
-def test_neurons_that_learn_no_threshold_do_not_start_from_an_ann(neuron, tmp_path):
+def test_neurons_that_learn_no_threshold_do_not_start_from_an_ann(tmp_path):
     train(TrainConfig(neuron="relu", **CONFIG), tmp_path / "ann")
-    with pytest.raises(ValueError, match=f"gives? thresholds to expg and qcfs neurons, not to {neuron}"):
-        train(TrainConfig(neuron=neuron, init_from=tmp_path / "ann", code="4x1", **CONFIG), tmp_path / "b")
+    for neuron in ("sfa", "lif"):
+        with pytest.raises(ValueError, match=f"gives? thresholds to expg and qcfs neurons, not to {neuron}"):
+            train(TrainConfig(neuron=neuron, init_from=tmp_path / "ann", code="4x1", **CONFIG), tmp_path / "b")
 
 
 @pytest.mark.slow
