@@ -246,10 +246,11 @@ def test_activity_has_a_gradient_that_steers_spikes():
     def activity(value, raw):
         return fire("expg", Current(value, ("a",)), {"raw": raw})[1].activity.sum()
 
-    # θ = 0.5: at 0.2 the next level costs a spike more, at 0.7 none more, at 1.2 one more; beyond the top nothing.
+    # θ = 0.5. At level 0 the next costs a spike more; at 1 none and at 2 one, the level below the other way: half a
+    # spike each. Beyond the top nothing.
     value = jnp.array([0.2, 0.7, 1.2, 9.0]).reshape(1, 1, 1, 4)
     to_value, to_raw = jax.grad(activity, (0, 1))(value, raw_of(0.5))
-    np.testing.assert_allclose(to_value[0, 0, 0], [2.0, 0.0, 2.0, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(to_value[0, 0, 0], [2.0, 1.0, 1.0, 0.0], rtol=1e-5)
     assert to_raw < 0
 
 
