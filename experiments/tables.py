@@ -58,7 +58,7 @@ SERIES = ("qcfs", "lif", "plif")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Writes the tables and pictures of docs/results.md."""
+    """Writes the tables and pictures of docs/results.md and README.md."""
 
     docs: Path = Path("docs")
     """Folder of results.md and results/; README.md lies beside it."""
@@ -377,9 +377,9 @@ def main(options: Options) -> None:
     results = {path.stem: read_result(path) for path in sorted((folder / "trilemma").glob("*.json"))}
     published = read_json(folder / "published.json")["rows"]
     sizes = {size["model"]: size for size in read_json(folder / "peers.json")["sizes"]}
+    write_section(options.docs.parent / "README.md", "summary", summary_table(results))
     for name, table in SECTIONS.items():
         write_section(page, name, table(results))
-    write_section(options.docs.parent / "README.md", "summary", summary_table(results))
     write_section(page, "comparison", "\n\n".join(comparison_table(published, sizes, data) for data in TITLES))
     drawn = [name for name, draw in PICTURES.items() if write_picture(folder / f"{name}.png", draw(results))]
     write_section(

@@ -6,6 +6,7 @@
 A row is a config and a seed (experiments/harness/rows.py). Its run lies in RUNS/ROW, what was measured in
 RESULTS/ROW.json: a row that is there is not run again. Interrupted, or out of minutes, the same command goes on where
 it was; several commands side by side share the rows. `make tables` writes docs/results.md from the results.
+--costs-again True measures the training step of the rows that are done once more, such as when the machine is quiet.
 """
 
 import signals  # noqa: F401  # before all that takes time

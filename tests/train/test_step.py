@@ -133,9 +133,9 @@ def test_step_learns_a_batch_by_heart():
     assert float(state.budget.rate) > 0
 
 
-def compiled_step(neuron, code, side=8, batch=4):
+def compiled_step(neuron, code, side=8, batch=4, **changes):
     config = TrainConfig(
-        data="digits", neuron=neuron, code=code, batch_size=batch, mesh_data=1, augment=AugmentConfig()
+        data="digits", neuron=neuron, code=code, batch_size=batch, mesh_data=1, augment=AugmentConfig(), **changes
     )
     setup = set_up(config, (side, side, 3), 10, 1000)
     return setup.step.lower(setup.abstract_state, setup.abstract_batch(), jax.random.key(0)).compile()
@@ -154,3 +154,13 @@ def test_cost_of_the_trainers_step_does_not_depend_on_the_steps_of_time():
 def test_trainers_step_needs_less_memory_than_that_of_the_ann():
     twin, ann = (compiled_step(neuron, "2x2", side=32, batch=8).memory_analysis() for neuron in ("expg", "relu"))
     assert twin.temp_size_in_bytes < 0.75 * ann.temp_size_in_bytes
+
+
+@pytest.mark.slow
+def test_a_spike_budget_needs_hardly_more_memory():
+    """Its gradient is there at once for all layers: made of it too early, it would be a float of every neuron."""
+    without, budget = (
+        compiled_step("expg", "2x2", side=32, batch=8, spike_budget=given).memory_analysis().temp_size_in_bytes
+        for given in (None, 0.3)
+    )
+    assert budget < 1.15 * without
